@@ -1,0 +1,124 @@
+"""The two sets of OpenMMLab packages mmplugin runs on, and everything that differs between them.
+
+OneDL is the maintained continuation, the default. Stock is what OpenMMLab itself released last. Both use the same
+import names, so only the installed distributions tell which one is there.
+"""
+
+import sys
+import warnings
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """One set of packages.
+
+    Attributes:
+        title: What people call it.
+        extra: The extra of mmplugin that installs it.
+        pins: The distribution behind each import name, and the version mmplugin is tested with.
+        coco_metric: The evaluator for COCO boxes and masks.
+        mmseg_base: What a config writes in ``_base_`` before ``::`` for a file of mmseg, None where mmengine cannot
+            find them.
+        needs_pkg_resources: Whether mmengine imports ``pkg_resources``, which setuptools dropped in version 82.
+        below_mmcv: The first mmcv version that mmdet and mmseg refuse, if any.
+    """
+
+    title: str
+    extra: str
+    pins: dict[str, tuple[str, str]]
+    coco_metric: str
+    mmseg_base: str | None
+    needs_pkg_resources: bool
+    below_mmcv: str | None
+
+    @property
+    def requirements(self) -> list[str]:
+        """The tested packages as pip takes them."""
+        return [f'{name}=={release}' for name, release in self.pins.values()]
+
+
+ONEDL = Stack(
+    title='OneDL',
+    extra='onedl',
+    pins={
+        'mmengine': ('onedl-mmengine', '0.10.12'),
+        'mmcv': ('onedl-mmcv', '2.3.6'),
+        'mmdet': ('onedl-mmdetection', '3.5.1'),
+        'mmseg': ('onedl-mmsegmentation', '1.4.2'),
+    },
+    coco_metric='FasterCocoMetric',
+    mmseg_base=None,  # it looks for a distribution named mmsegmentation
+    needs_pkg_resources=False,
+    below_mmcv=None,
+)
+STOCK = Stack(
+    title='stock',
+    extra='stock',
+    pins={
+        'mmengine': ('mmengine', '0.10.7'),
+        'mmcv': ('mmcv-lite', '2.1.0'),
+        'mmdet': ('mmdet', '3.3.0'),
+        'mmseg': ('mmsegmentation', '1.2.2'),
+    },
+    coco_metric='CocoMetric',
+    mmseg_base='mmseg',
+    needs_pkg_resources=True,
+    below_mmcv='2.2.0',
+)
+
+
+@cache
+def current() -> Stack:
+    """Return the installed stack: the one whose mmengine is there, OneDL where both or neither are."""
+    try:
+        version(ONEDL.pins['mmengine'][0])
+        return ONEDL
+    except PackageNotFoundError:
+        pass
+    try:
+        version(STOCK.pins['mmengine'][0])
+        return STOCK
+    except PackageNotFoundError:
+        return ONEDL
+
+
+def quiet_known_noise() -> None:
+    """Silence the libraries' warnings that are not about the user's doing. Tools call this, imports do not."""
+    for message, category in _NOISE:
+        warnings.filterwarnings('ignore', message=message, category=category)
+
+
+_NOISE = (
+    # mmcv without compiled operators; mmplugin.ops has those that detection needs
+    ('Fail to import ``MultiScaleDeformableAttention``', UserWarning),
+    ('pkg_resources is deprecated', UserWarning),
+)
+
+IMPORT_ERROR: ImportError | None = None
+"""Why ``import mmplugin`` registered nothing, where a command of ours was let in all the same."""
+
+
+
+def _is_our_command() -> bool:
+    """Tell whether this process is `mmplugin`, `python -m mmplugin.doctor`, or a script in our `tools`."""
+    program = sys.argv[0] if sys.argv else ''
+    if program == '-m':  # python has not put the module's path there yet
+        return sys.orig_argv[sys.orig_argv.index('-m') + 1] in ('mmplugin.cli', 'mmplugin.doctor')
+    path, package = Path(program).resolve(), Path(__file__).parent
+    return path.stem == 'mmplugin' or path.parent in (package.parent / 'tools', package / '.mim' / 'tools')
+
+
+def let_commands_in(error: ImportError) -> None:
+    """Let mmplugin's own commands start in a broken environment: the doctor is made for it, the others explain it.
+
+    ``mmplugin/__init__.py`` hands over the error it met. Everybody else gets it, with the way out.
+    """
+    global IMPORT_ERROR
+    if not _is_our_command():
+        message = f'mmplugin cannot start here: {error}. `python -m mmplugin.doctor` says how to mend it.'
+        raise ImportError(message) from error
+    IMPORT_ERROR = error
