@@ -1,0 +1,89 @@
+"""Weighted sums of pixels: the one kernel under RoIAlign and deformable convolution.
+
+An output row (a RoI bin, a kernel tap) is a weighted sum of a few pixels. Seen as a sparse matrix, the rows are "bags"
+for `embedding_bag`, which is vectorised over channels, multi-threaded and never writes the products down. The
+gradient is the transposed matrix, so the same kernel serves it: the bags are the pixels then.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# Pixels have to lie channel by channel for the kernel. Copied whole, a stride 4 level of two images takes 140 MB; in
+# slices of channels below the size from which malloc gives memory back to the system, the pages are reused.
+SLICE_BYTES = 24 << 20
+MIN_SLICE = 32
+
+
+class Taps(NamedTuple):
+    """A sparse matrix, row after row."""
+
+    index: Tensor  # (entries,) int32: pixel, counted over batch, height and width
+    weight: Tensor  # (entries,)
+    start: Tensor  # (rows,) int32: the first entry of each row
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """Half precision is summed in float32: as fast on a CPU, and what the result is rounded from."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def channel_slices(pixels: int, channels: int, dtype: torch.dtype) -> list[slice]:
+    size = max(MIN_SLICE, SLICE_BYTES // max(1, pixels * dtype.itemsize))
+    return [slice(c, min(c + size, channels)) for c in range(0, channels, size)]
+
+
+def weighted_sum(rows: Tensor, taps: Tensor, start: Tensor, weight: Tensor | None, mode: int = 0) -> Tensor:
+    return torch.embedding_bag(rows, taps, start, False, mode, False, weight)[0]
+
+
+def expand(count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """From counts per row: every entry's row, its place in the row, and the rows' first entries."""
+    start = count.cumsum(0) - count
+    row = torch.arange(len(count), device=count.device).repeat_interleave(count)
+    place = torch.arange(len(row), device=count.device) - start[row]
+    return row, place, start
+
+
+def pool(x: Tensor, taps: Taps, output: Tensor) -> None:
+    """Write taps @ x into output.
+
+    Args:
+        x: (B, C, H, W).
+        taps: N * h * w rows over B * H * W pixels.
+        output: (N, C, h, w), overwritten.
+    """
+    batch, channels, height, width = x.shape
+    dtype = compute_dtype(x)
+    rois, _, out_h, out_w = output.shape
+    for part in channel_slices(batch * height * width, channels, dtype):
+        pixels = x[:, part].permute(0, 2, 3, 1).to(dtype).contiguous().flatten(0, 2)
+        bins = weighted_sum(pixels, taps.index, taps.start, taps.weight)
+        output[:, part] = bins.view(rois, out_h, out_w, -1).permute(0, 3, 1, 2)
+
+
+def transpose(taps: Taps, rows: int, columns: int) -> Taps:
+    """The transposed matrix; `columns` is the number of pixels."""
+    order = taps.index.sort().indices
+    count = taps.index.bincount(minlength=columns)
+    length = taps.start.diff(append=taps.start.new_tensor([len(taps.index)]))
+    row = torch.arange(rows, dtype=torch.int32, device=order.device).repeat_interleave(length)
+    return Taps(row[order], taps.weight[order], (count.cumsum(0) - count).int())
+
+
+def spread(grad: Tensor, taps: Taps, grad_x: Tensor) -> None:
+    """Add the gradient of `pool` to grad_x.
+
+    Args:
+        grad: (N, C, h, w).
+        taps: what `pool` was given.
+        grad_x: (B, C, H, W).
+    """
+    batch, channels, height, width = grad_x.shape
+    dtype = compute_dtype(grad)
+    back = transpose(taps, len(taps.start), batch * height * width)
+    for part in channel_slices(batch * height * width, channels, dtype):
+        bins = grad[:, part].permute(0, 2, 3, 1).to(dtype).contiguous().flatten(0, 2)
+        pixels = weighted_sum(bins, back.index, back.start, back.weight)
+        grad_x[:, part] += pixels.view(batch, height, width, -1).permute(0, 3, 1, 2).to(grad_x.dtype)
