@@ -1,0 +1,23 @@
+"""What more than one family of backbones uses."""
+
+from .attention import attend
+from .attention_bias import BIASES, OffsetBias, UpstreamBias, resize_matrix
+from .checkpoint import checkpoint
+from .conv_norm import ConvNorm
+from .drop_path import DropPath, drop_path_rates
+from .freeze import freeze, freeze_norms, norms_of
+
+__all__ = [
+    'BIASES',
+    'ConvNorm',
+    'DropPath',
+    'OffsetBias',
+    'UpstreamBias',
+    'attend',
+    'checkpoint',
+    'drop_path_rates',
+    'freeze',
+    'freeze_norms',
+    'norms_of',
+    'resize_matrix',
+]
