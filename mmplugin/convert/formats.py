@@ -1,0 +1,217 @@
+"""Which format is it, and what does a file of that format hold? Both follow from our own weights and the rules."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from math import isqrt
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmplugin.backbones import FAMILIES
+from mmplugin.errors import UserError
+
+from . import names
+
+
+@dataclass(frozen=True)
+class Format:
+    """How one project names the weights of one family.
+
+    Args:
+        origin: The project.
+        family: 'v1', 'v2' or 'evit'.
+        rules: From the settings of an arch to its rule table.
+        column_scales: Layer scales are (C, 1, 1) instead of (C,).
+        index_tables: Index tables (``attention_bias_idxs``) are stored beside the bias tables.
+        dense: The bias tables are those of the authors' dense code.
+    """
+
+    origin: str
+    family: str
+    rules: Callable[[dict], list[names.Rule]]
+    column_scales: bool = False
+    index_tables: bool = False
+    dense: bool = False
+
+    def rename(self, settings: dict) -> Callable[[str], str]:
+        return names.renamer(self.rules(settings))
+
+    def shape(self, key: str, shape: torch.Size) -> torch.Size:
+        """The shape that our tensor ``key`` has in this format."""
+        return torch.Size((*shape, 1, 1)) if self.column_scales and '.layer_scale_' in key else shape
+
+
+ORIGINAL, DENSE, TIMM, MMPRETRAIN, OURS = 'original', 'original dense', 'timm', 'mmpretrain', 'mmplugin'
+
+FORMATS = (
+    Format(ORIGINAL, 'v1', names.original_v1, index_tables=True),
+    Format(ORIGINAL, 'v2', names.original_v2, column_scales=True, index_tables=True),
+    Format(ORIGINAL, 'evit', names.original_evit, index_tables=True),
+    Format(DENSE, 'v1', names.dense(names.original_v1), index_tables=True, dense=True),
+    Format(DENSE, 'v2', names.dense(names.original_v2), column_scales=True, index_tables=True, dense=True),
+    Format(TIMM, 'v1', names.timm_v1, index_tables=True),
+    Format(TIMM, 'v2', names.timm_v2),
+    Format(TIMM, 'evit', names.timm_evit),
+    Format(MMPRETRAIN, 'v1', names.mmpretrain_v1, index_tables=True),
+    Format(OURS, 'v1', names.ours),
+    Format(OURS, 'v2', names.ours),
+    Format(OURS, 'evit', names.ours),
+)
+ARCHS = {arch: family for family, backbone in FAMILIES.items() for arch in backbone.ARCHS}
+
+
+def get(origin: str, family: str) -> Format:
+    return next(form for form in FORMATS if (form.origin, form.family) == (origin, family))
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """A format, a variant, and what the shapes say about its arguments."""
+
+    form: Format
+    arch: str | dict
+    arguments: dict[str, Any]  # for the constructor, where they differ from the defaults
+    stages: int
+
+    @property
+    def settings(self) -> dict:
+        return settings(self.form.family, self.arch)
+
+    @property
+    def rename(self) -> Callable[[str], str]:
+        return self.form.rename(self.settings)
+
+    @property
+    def backbone(self) -> dict[str, Any]:
+        """The config of the backbone that these weights fit."""
+        arguments = dict(self.arguments)
+        if self.stages < len(FAMILIES[self.form.family].STRIDES):
+            arguments.setdefault('out_indices', tuple(range(self.stages)))
+        return dict(type=FAMILIES[self.form.family].__name__, arch=self.arch, **arguments)
+
+    def __str__(self) -> str:
+        return f'{FAMILIES[self.form.family].__name__} {arch_name(self.arch)} ({self.form.origin})'
+
+
+def arch_name(arch: str | dict) -> str:
+    return arch if isinstance(arch, str) else 'of its own widths and depths'
+
+
+def settings(family: str, arch: str | dict) -> dict:
+    return arch if isinstance(arch, dict) else FAMILIES[family].ARCHS[arch]
+
+
+def skeleton(family: str, arch: str | dict, **arguments: Any) -> dict[str, Tensor]:
+    """The state dict of a backbone, without values."""
+    with torch.device('meta'):
+        return FAMILIES[family](arch, **arguments).state_dict()
+
+
+@lru_cache(maxsize=len(ARCHS))
+def _skeleton(arch: str) -> dict[str, Tensor]:
+    return skeleton(ARCHS[arch], arch)
+
+
+@lru_cache(maxsize=64)
+def _shapes(form: Format, arch: str) -> dict[str, torch.Size]:
+    """Every key and shape of a variant, in the words of the format, at default arguments."""
+    rename = form.rename(settings(form.family, arch))
+    return {rename(key): form.shape(key, value.shape) for key, value in _skeleton(arch).items()}
+
+
+def recognise(weights: Mapping[str, Tensor], arch: str | dict | None = None) -> Recognised:
+    """Finds format and variant from keys and shapes alone.
+
+    Args:
+        weights: Tensors by name, without prefixes.
+        arch: Confirms the variant; a dict is needed for one that is none of the thirteen.
+    """
+    matches = {
+        (form, name): _likeness(weights, _shapes(form, name))
+        for form in FORMATS
+        if not form.dense
+        for name in FAMILIES[form.family].ARCHS
+    }
+    form, found = max(matches, key=matches.__getitem__)
+    likeness = matches[form, found]
+    # Both kinds of the authors' files share nearly all names.
+    if form.origin == ORIGINAL and any(re.match(r'norm[0246]\.|.*\.attention_biases_seg$', key) for key in weights):
+        form = get(DENSE, form.family)
+    if isinstance(arch, dict):
+        return Recognised(form, arch, *_arguments(weights, form, arch))
+    if likeness < 0.2:
+        sample = ', '.join(list(weights)[:4]) or 'none at all'
+        known = '; '.join(f'{backbone.__name__} {" ".join(backbone.ARCHS)}' for backbone in FAMILIES.values())
+        raise UserError(
+            f'these are weights of none of the known networks. The file has {len(weights)} tensors, such as {sample}. '
+            f'Known: {known}; as published by their authors, by timm or by mmpretrain, or written by mmplugin'
+        )
+    if check_arch(arch) not in (None, found):
+        raise UserError(
+            f'these are weights of {FAMILIES[form.family].__name__} {found} ({form.origin}), not of {arch}; '
+            f'leave out --arch, or name another file'
+        )
+    return Recognised(form, found, *_arguments(weights, form, found))
+
+
+def _likeness(weights: Mapping[str, Tensor], shapes: dict[str, torch.Size]) -> float:
+    """1 where all keys and shapes agree; a key of another shape counts half."""
+    common = weights.keys() & shapes.keys()
+    same = sum(weights[key].shape == shapes[key] for key in common)
+    return (len(common) + same) / 2 / (len(weights) + len(shapes) - len(common))
+
+
+def check_arch(arch: str | None) -> str | None:
+    """The short name of an arch; 'efficientformerv2_s0' counts as 's0'."""
+    if arch is None:
+        return None
+    short = arch.lower().replace('-', '_').rsplit('_', 1)[-1]
+    if short not in ARCHS:
+        raise UserError(f'there is no arch {arch!r}; allowed: {", ".join(ARCHS)}')
+    return short
+
+
+def _arguments(weights: Mapping[str, Tensor], form: Format, arch: str | dict) -> tuple[dict[str, Any], int]:
+    """Arguments that show in the shapes, and the number of stages."""
+    family, stages = form.family, len(FAMILIES[form.family].STRIDES)
+    rename = form.rename(settings(family, arch))
+    arguments: dict[str, Any] = {}
+    stem = weights.get(rename('stem.0.conv.weight'))
+    if stem is not None and stem.dim() == 4 and stem.shape[1] != 3:
+        arguments['in_channels'] = stem.shape[1]
+    if form.origin == OURS:
+        stages = 1 + max((int(i) for i in _captured(r'stages\.([0-3])\.', weights)), default=-1)
+    if family != 'evit':
+        own = skeleton(family, arch) if isinstance(arch, dict) else _skeleton(arch)
+        grid = next(_grids(weights, own, rename), None)
+        if form.dense or (form.origin == OURS and grid in (16, 25)):  # ours: see `convert` for what decides
+            arguments['attention_bias'] = 'upstream'
+        if grid not in (None, 7):
+            arguments['bias_grid'] = grid
+    if form.dense and family == 'v1':
+        arguments['out_norm'] = True
+    elif family == 'v1':
+        norms = [i for i in range(stages) if rename(f'out_norms.{i}.weight') in weights]
+        # mmpretrain's classifier has one norm, after the last stage: that is its head's.
+        if norms and not (form.origin == MMPRETRAIN and norms == [3]):
+            arguments['out_norm'] = True
+            if len(norms) < len(FAMILIES[family].STRIDES):
+                arguments['out_indices'] = tuple(norms)
+                stages = min(stages, norms[-1] + 1)
+    return arguments, stages
+
+
+def _captured(pattern: str, weights: Mapping[str, Tensor]) -> Iterator[str]:
+    return (match[1] for match in (re.match(pattern, key) for key in weights) if match)
+
+
+def _grids(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], rename: Callable) -> Iterator[int]:
+    """Sides of the bias tables, in cells of stride 32."""
+    for key in own:
+        table = weights.get(rename(key)) if key.endswith('.table') else None
+        if table is not None and table.dim() == 2 and isqrt(table.shape[1]) ** 2 == table.shape[1]:
+            side = isqrt(table.shape[1])
+            yield side // 2 if '.downsample.' in key else side
