@@ -1,0 +1,148 @@
+"""The built-in sets, written as real files: COCO JSON with JPEG, and ADE20K's folders with PNG labels.
+
+A set lies in a folder whose name ends in a digest of its parameters and of the generator's source: a changed generator
+draws into a new folder, and nothing is ever deleted or overwritten. The folder appears by one rename when complete, so
+processes that start at once (the ranks of torchrun) may all draw; the first one wins and the others use its set.
+"""
+
+import colorsys
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import cv2
+import numpy as np
+from mmengine.logging import print_log
+
+from . import scene, shapes, textures
+from .scene import NO_CLASS, STUFF_NAMES, THING_NAMES, Scene, draw_crop, draw_scene
+
+TRAIN_IMAGES, VAL_IMAGES = 600, 100
+_DETECTION, _SEGMENTATION, _CROPS = 1, 2, 3
+
+
+@dataclass(frozen=True)
+class MiniSet:
+    root: Path
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    counts: dict[str, int]  # images per split
+
+
+def _palette(count: int) -> tuple[tuple[int, int, int], ...]:
+    colours = (colorsys.hsv_to_rgb(i / count, 0.85 if i % 2 else 0.55, 0.95) for i in range(count))
+    return tuple(tuple(round(255 * channel) for channel in rgb) for rgb in colours)
+
+
+def _random(*path: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(path))
+
+
+def _scenes(task: int, split: int, count: int) -> Iterator[tuple[str, Scene]]:
+    for index in range(count):
+        rng = _random(task, split, index)
+        yield f'{index:06d}', draw_scene(rng, only_landscapes=task == _SEGMENTATION)
+
+
+def _write_image(path: Path, pixels: np.ndarray) -> None:
+    bgr = pixels[..., ::-1] if pixels.ndim == 3 else pixels
+    ok, code = cv2.imencode(path.suffix, bgr, [cv2.IMWRITE_JPEG_QUALITY, 95] if path.suffix == '.jpg' else [])
+    if not ok:
+        raise OSError(f'OpenCV could not encode {path.name}')
+    path.write_bytes(code.tobytes())
+
+
+def _ensure(root: Path, name: str, counts: dict[str, int], write: Callable[[Path, dict[str, int]], None]) -> Path:
+    digest = sha256(json.dumps([name, counts], sort_keys=True).encode())
+    for module in (shapes, textures, scene):
+        digest.update(Path(module.__file__).read_bytes())
+    digest.update(Path(__file__).read_bytes())
+    target = root / f'{name}-{digest.hexdigest()[:10]}'
+    if target.is_dir():
+        return target
+    root.mkdir(parents=True, exist_ok=True)
+    print_log(f'Drawing the built-in set ({sum(counts.values())} images, some seconds) into {target}', 'current')
+    draft = Path(tempfile.mkdtemp(prefix=f'.{name}-', dir=root))
+    try:
+        write(draft, counts)
+        draft.chmod(0o755)  # mkdtemp's folders are for their owner alone
+        os.rename(draft, target)
+    except OSError:
+        if not target.is_dir():  # else another process was faster, and its set is the same
+            raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return target
+
+
+def _write_coco(root: Path, counts: dict[str, int]) -> None:
+    from pycocotools import mask as rle  # only where a set is drawn
+
+    (root / 'annotations').mkdir()
+    for number, (split, count) in enumerate(counts.items()):
+        (root / split).mkdir()
+        images, annotations = [], []
+        for name, drawn in _scenes(_DETECTION, number, count):
+            _write_image(root / split / f'{name}.jpg', drawn.image)
+            height, width = drawn.image.shape[:2]
+            images.append({'id': len(images) + 1, 'file_name': f'{name}.jpg', 'height': height, 'width': width})
+            for mask, label in zip(drawn.masks, drawn.labels, strict=True):
+                coded = rle.encode(np.asfortranarray(mask, dtype=np.uint8))
+                annotations.append(
+                    {
+                        'id': len(annotations) + 1,
+                        'image_id': len(images),
+                        'category_id': label + 1,
+                        'bbox': [int(side) for side in rle.toBbox(coded)],
+                        'area': int(mask.sum()),
+                        'iscrowd': 0,
+                        'segmentation': {'size': [height, width], 'counts': coded['counts'].decode('ascii')},
+                    }
+                )
+        categories = [{'id': index + 1, 'name': name} for index, name in enumerate(THING_NAMES)]
+        content = {'images': images, 'annotations': annotations, 'categories': categories}
+        (root / 'annotations' / f'{split}.json').write_text(json.dumps(content), encoding='utf-8')
+
+
+def _write_ade(root: Path, counts: dict[str, int]) -> None:
+    for number, (split, count) in enumerate(counts.items()):
+        image_dir, label_dir = root / 'images' / split, root / 'annotations' / split
+        image_dir.mkdir(parents=True)
+        label_dir.mkdir(parents=True)
+        for name, drawn in _scenes(_SEGMENTATION, number, count):
+            _write_image(image_dir / f'{name}.jpg', drawn.image)
+            # as in ADE20K: 0 is "other", the first class is 1
+            stored = np.where(drawn.semantic == NO_CLASS, 0, drawn.semantic + 1).astype(np.uint8)
+            _write_image(label_dir / f'{name}.png', stored)
+
+
+def ensure_mini_coco(root: Path | str, train: int = TRAIN_IMAGES, val: int = VAL_IMAGES) -> MiniSet:
+    """Detection: `train/*.jpg val/*.jpg annotations/{train,val}.json`, drawn under `root` unless already there."""
+    counts = {'train': train, 'val': val}
+    folder = _ensure(Path(root), 'mini_coco', counts, _write_coco)
+    return MiniSet(folder, THING_NAMES, _palette(len(THING_NAMES)), counts)
+
+
+def ensure_mini_ade(root: Path | str, train: int = TRAIN_IMAGES, val: int = VAL_IMAGES) -> MiniSet:
+    """Segmentation in ADE20K's layout, for `reduce_zero_label=True`: `{images,annotations}/{training,validation}/*`."""
+    counts = {'training': train, 'validation': val}
+    folder = _ensure(Path(root), 'mini_ade', counts, _write_ade)
+    classes = STUFF_NAMES + THING_NAMES
+    return MiniSet(folder, classes, _palette(len(classes)), counts)
+
+
+def mini_crops(count: int, size: int = 64, start: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Single things for a pretraining of minutes: (count, size, size, 3) uint8 RGB and (count,) labels, no files.
+
+    Args:
+        count: How many crops.
+        size: Side of a crop in pixels.
+        start: Number of the first crop; crop i is the same picture in every call.
+    """
+    drawn = [draw_crop(_random(_CROPS, index), size) for index in range(start, start + count)]
+    return np.stack([image for image, _ in drawn]), np.array([label for _, label in drawn])

@@ -1,0 +1,149 @@
+"""Draws one scene: things that hide each other before a textured background, with the exact visible mask of each."""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from .shapes import BODY, DARK, DISTRACTOR, THINGS, TRIM, Part, Thing
+from .textures import STUFF, backdrop, colour, landscape, surface
+
+THING_NAMES = tuple(THINGS)
+STUFF_NAMES = STUFF
+
+# (height, width): varied aspect ratios, sides that need no resizing on two CPU cores
+SHAPES = ((192, 192), (160, 224), (224, 160), (176, 208), (208, 176))
+EXTENT = (28, 112)  # pixels from the smallest thing's end to end to the largest's
+LEAST_VISIBLE, LEAST_PIXELS = 0.25, 60
+OVERSAMPLING = 4
+NO_CLASS = 255
+
+
+@dataclass
+class Scene:
+    image: np.ndarray  # (H, W, 3) uint8, RGB
+    masks: list[np.ndarray]  # per thing (H, W) bool, the visible pixels
+    labels: list[int]  # per thing, index into THING_NAMES
+    semantic: np.ndarray  # (H, W) uint8, index into STUFF_NAMES + THING_NAMES, or NO_CLASS
+
+
+@dataclass
+class _Sprite:
+    """A thing rasterised in a window of its own, which may reach over the image's border."""
+
+    coverage: np.ndarray  # (h, w, 3) float32, per tone, in [0, 1]
+    mask: np.ndarray  # (h, w) bool
+    top: int
+    left: int
+
+    def clipped(self, shape: tuple[int, int]) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+        """The part inside an image of `shape`: where in the image, where in the window."""
+        ends = [(self.top, self.mask.shape[0], shape[0]), (self.left, self.mask.shape[1], shape[1])]
+        inside = [(max(0, start), min(limit, start + length)) for start, length, limit in ends]
+        image = tuple(slice(a, max(a, b)) for a, b in inside)
+        window = tuple(slice(a - start, max(a, b) - start) for (a, b), (start, _, _) in zip(inside, ends, strict=True))
+        return image, window
+
+
+def _rasterise(parts: list[Part], centre: np.ndarray, scale: np.ndarray, degrees: float) -> _Sprite:
+    turn = np.deg2rad(degrees)
+    rotate = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    placed = [(part.points * scale) @ rotate.T + centre for part in parts]
+    everything = np.concatenate(placed)
+    left, top = np.floor(everything.min(axis=0)).astype(int) - 1
+    right, bottom = np.ceil(everything.max(axis=0)).astype(int) + 1
+    fine = np.zeros((OVERSAMPLING * (bottom - top), OVERSAMPLING * (right - left)), dtype=np.uint8)
+    for points, part in zip(placed, parts, strict=True):
+        corners = np.round((points - (left, top)) * OVERSAMPLING).astype(np.int32)
+        cv2.fillPoly(fine, [corners], part.tone)
+    size = (right - left, bottom - top)
+    coverage = [
+        cv2.resize((fine == tone).astype(np.float32), size, interpolation=cv2.INTER_AREA) for tone in (BODY, TRIM, DARK)
+    ]
+    coverage = np.stack(coverage, axis=-1)
+    return _Sprite(coverage, coverage.sum(axis=-1) >= 0.5, int(top), int(left))
+
+
+def _draw_sprite(rng: np.random.Generator, thing: Thing, shape: tuple[int, int], extent: float) -> _Sprite:
+    margin = 0.25 * extent
+    centre = np.array([rng.uniform(margin, shape[1] - margin), rng.uniform(margin, shape[0] - margin)])
+    scale = 0.5 * extent * np.array([rng.choice([-1.0, 1.0]), rng.uniform(0.82, 1.18)])
+    return _rasterise(thing.draw(rng), centre, scale, rng.uniform(-thing.tilt, thing.tilt))
+
+
+def _paint(rng: np.random.Generator, image: np.ndarray, sprite: _Sprite) -> None:
+    """Colours a sprite so that it stands out from what it covers, and lays it over the image."""
+    where, window = sprite.clipped(image.shape[:2])
+    height, width = sprite.mask.shape
+    behind = image[where][sprite.mask[window]].mean(axis=0)
+    base = colour(rng)
+    for _ in range(8):
+        if np.linalg.norm(base - behind) > 55:
+            break
+        base = colour(rng)
+    body = surface(rng, (height, width), base)
+    trim = colour(rng) if rng.random() < 0.5 else np.clip(base * rng.uniform(0.6, 1.4), 0, 255)
+    dark = base * rng.uniform(0.1, 0.45) if rng.random() < 0.7 else colour(rng)
+    paint = sprite.coverage[..., :1] * body + sprite.coverage[..., 1:2] * trim + sprite.coverage[..., 2:] * dark
+    light = np.linspace(*rng.uniform(0.65, 1.2, 2), height, dtype=np.float32)[:, None, None]
+    light = light * np.linspace(*rng.uniform(0.8, 1.15, 2), width, dtype=np.float32)[None, :, None]
+    alpha = sprite.coverage.sum(axis=-1, keepdims=True)
+    image[where] = ((1 - alpha[window]) * image[where]) + (paint * light)[window]
+
+
+def draw_scene(rng: np.random.Generator, only_landscapes: bool = False) -> Scene:
+    """Draws a scene of two to six things and up to three distractors, in an order of depth.
+
+    Nothing is placed where it would leave less than a quarter, or fewer than 60 pixels, of a thing: so no thing is in
+    the picture without its annotation.
+
+    Args:
+        rng: The only source of chance.
+        only_landscapes: Backgrounds of sky, ground, water and sand; else half of them are textured walls.
+    """
+    shape = SHAPES[rng.integers(len(SHAPES))]
+    if only_landscapes or rng.random() < 0.5:
+        image, semantic = landscape(rng, shape)
+    else:
+        image, semantic = backdrop(rng, shape), np.full(shape, NO_CLASS, dtype=np.uint8)
+    labels = list(rng.integers(len(THINGS), size=rng.integers(2, 7))) + [None] * int(rng.integers(4))
+    owner = np.full(shape, -1, dtype=np.int16)
+    placed: list[int | None] = []
+    whole: list[int] = []  # pixels of the complete thing, hidden ones and those outside the image included
+    for label in rng.permutation(np.array(labels, dtype=object)):
+        thing = DISTRACTOR if label is None else THINGS[THING_NAMES[label]]
+        extent = np.exp(rng.uniform(*np.log(EXTENT)))
+        for _ in range(6):
+            sprite = _draw_sprite(rng, thing, shape, extent)
+            where, window = sprite.clipped(shape)
+            trial = owner.copy()
+            trial[where][sprite.mask[window]] = len(placed)
+            visible = np.bincount(trial[trial >= 0], minlength=len(placed) + 1)
+            needed = np.maximum(LEAST_PIXELS, LEAST_VISIBLE * np.array([*whole, sprite.mask.sum()]))
+            if (visible >= needed).all():
+                _paint(rng, image, sprite)
+                owner = trial
+                placed.append(label)
+                whole.append(int(sprite.mask.sum()))
+                break
+    for index, label in enumerate(placed):
+        semantic[owner == index] = NO_CLASS if label is None else len(STUFF_NAMES) + label
+    things = [index for index, label in enumerate(placed) if label is not None]
+    image += rng.normal(0, rng.uniform(2, 7), (*shape, 1)).astype(np.float32)
+    if rng.random() < 0.3:
+        image = cv2.GaussianBlur(image, (3, 3), 0)
+    pixels = np.clip(np.round(image), 0, 255).astype(np.uint8)
+    return Scene(pixels, [owner == index for index in things], [int(placed[index]) for index in things], semantic)
+
+
+def draw_crop(rng: np.random.Generator, size: int = 64) -> tuple[np.ndarray, int]:
+    """One thing that fills a (size, size, 3) picture, and its label: for a pretraining of minutes."""
+    image = backdrop(rng, (size, size)) if rng.random() < 0.5 else landscape(rng, (size, size))[0]
+    label = int(rng.integers(len(THINGS)))
+    thing = THINGS[THING_NAMES[label]]
+    extent = rng.uniform(0.6, 1.0) * size
+    scale = 0.5 * extent * np.array([rng.choice([-1.0, 1.0]), rng.uniform(0.82, 1.18)])
+    centre = size / 2 + rng.uniform(-0.12, 0.12, 2) * size
+    _paint(rng, image, _rasterise(thing.draw(rng), centre, scale, rng.uniform(-thing.tilt, thing.tilt)))
+    image += rng.normal(0, rng.uniform(2, 7), (size, size, 1)).astype(np.float32)
+    return np.clip(np.round(image), 0, 255).astype(np.uint8), label
