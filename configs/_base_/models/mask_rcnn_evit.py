@@ -1,0 +1,11 @@
+_base_ = 'mask_rcnn.py'
+model = dict(
+    backbone=dict(type='EfficientViTMSRA', norm_eval=True),
+    neck=dict(
+        _delete_=True,
+        type='UpsampledFPN',
+        in_strides=(16, 32, 64),
+        out_channels=256,
+        out_strides=(4, 8, 16, 32, 64),
+    ),
+)

@@ -1,0 +1,9 @@
+# Published: none.
+_base_ = ['../_base_/models/retinanet_evit.py', '../_base_/datasets/coco_boxes.py', '../_base_/recipes/1x_evit.py']
+model = dict(
+    backbone=dict(
+        arch='m1',
+        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/evit_m1.pth'),
+    ),
+    neck=dict(in_channels=[128, 144, 192]),
+)

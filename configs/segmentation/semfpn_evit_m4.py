@@ -1,0 +1,9 @@
+# Published: none.
+_base_ = ['../_base_/models/semantic_fpn_evit.py', '../_base_/datasets/ade20k.py', '../_base_/recipes/40k.py']
+model = dict(
+    backbone=dict(
+        arch='m4',
+        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/evit_m4.pth'),
+    ),
+    neck=dict(in_channels=[128, 256, 384]),
+)

@@ -1,0 +1,11 @@
+# Published: mIoU 45.2 (ADE20K val, single scale, EfficientFormerV2 paper).
+_base_ = ['../_base_/models/semantic_fpn.py', '../_base_/datasets/ade20k.py', '../_base_/recipes/40k_v2.py']
+model = dict(
+    backbone=dict(
+        type='EfficientFormerV2',
+        arch='l',
+        norm_eval=True,
+        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/v2_l.pth'),
+    ),
+    neck=dict(in_channels=[40, 80, 192, 384]),
+)

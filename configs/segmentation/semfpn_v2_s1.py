@@ -1,0 +1,11 @@
+# Published: none.
+_base_ = ['../_base_/models/semantic_fpn.py', '../_base_/datasets/ade20k.py', '../_base_/recipes/40k_v2.py']
+model = dict(
+    backbone=dict(
+        type='EfficientFormerV2',
+        arch='s1',
+        norm_eval=True,
+        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/v2_s1.pth'),
+    ),
+    neck=dict(in_channels=[32, 48, 120, 224]),
+)

@@ -1,0 +1,103 @@
+"""What ``--mini`` changes: the built-in set, and sizes and a schedule with which two CPU cores are done in minutes."""
+
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from mmplugin.data.mini import ensure_mini_ade, ensure_mini_coco
+from mmplugin.engine.config import dicts, drop_missing_weights, is_segmentation, set_classes
+
+CHANNELS = 128  # of the pyramid and what reads it, instead of 256
+BATCH = 4
+DETECTION_EPOCHS, SEGMENTATION_ITERS = 4, 400
+
+
+def apply(cfg: Config, root: Path) -> None:
+    """Adapts any detection or Semantic FPN config of this package."""
+    (_segmentation if is_segmentation(cfg) else _detection)(cfg, root)
+    drop_missing_weights(cfg)
+    if not cfg.model.backbone.get('init_cfg'):
+        cfg.custom_hooks.append(dict(type='WarmStartHook'))
+    # no workers: reading takes 2 ms an image, and on two cores a worker costs more than it gains
+    cfg.train_dataloader.update(batch_size=BATCH, num_workers=0)
+    for loader in (cfg.val_dataloader, cfg.test_dataloader):
+        loader.update(batch_size=1, num_workers=0)  # as an inferencer does: padding to a batch changes results a little
+    cfg.auto_scale_lr = dict(enable=False, base_batch_size=BATCH)
+    cfg.default_hooks.logger.interval = 10
+
+
+def _optimise(cfg: Config, lr: float, total: int, warmup: int, by_epoch: bool) -> None:
+    cfg.optim_wrapper.optimizer.update(lr=lr, weight_decay=0.05)
+    cfg.optim_wrapper.clip_grad = dict(max_norm=10.0)
+    cfg.param_scheduler = [
+        dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=warmup),
+        dict(type='CosineAnnealingLR', eta_min=0.0, begin=0, end=total, T_max=total, by_epoch=by_epoch,
+             **(dict(convert_to_iter_based=True) if by_epoch else {})),
+    ]
+
+
+def _narrow(model: Any) -> None:
+    """256 channels become fewer wherever the pyramid's width is meant."""
+    for node in dicts({key: model[key] for key in ('neck', 'rpn_head', 'roi_head', 'bbox_head') if key in model}):
+        for name in ('in_channels', 'out_channels', 'feat_channels', 'conv_out_channels'):
+            if node.get(name) == 256:
+                node[name] = CHANNELS
+
+
+def _detection(cfg: Config, root: Path) -> None:
+    mini = ensure_mini_coco(root)
+    set_classes(cfg, mini.classes, mini.palette)
+    for loader, split in ((cfg.train_dataloader, 'train'), (cfg.val_dataloader, 'val'), (cfg.test_dataloader, 'val')):
+        loader.dataset.update(
+            data_root=str(mini.root), ann_file=f'annotations/{split}.json', data_prefix=dict(img=f'{split}/')
+        )
+        for step in loader.dataset.pipeline:
+            if step['type'] == 'Resize':  # images are 160 to 224 pixels a side
+                step['scale'] = (224, 192)
+    for evaluators in (cfg.val_evaluator, cfg.test_evaluator):
+        for evaluator in evaluators:
+            if 'ann_file' in evaluator:
+                evaluator['ann_file'] = str(mini.root / 'annotations' / 'val.json')
+    model = cfg.model
+    _narrow(model)
+    if model.type == 'MaskRCNN':
+        model.train_cfg.rpn_proposal.update(nms_pre=300, max_per_img=100)
+        model.test_cfg.rpn.update(nms_pre=300, max_per_img=100)
+        model.train_cfg.rcnn.sampler.num = 64
+        model.test_cfg.rcnn.max_per_img = 30
+        model.roi_head.bbox_head.fc_out_channels = 256
+        model.roi_head.mask_head.num_convs = 2
+    else:
+        model.bbox_head.stacked_convs = 2
+        model.test_cfg.update(nms_pre=300, max_per_img=30)
+    cfg.train_cfg.update(max_epochs=DETECTION_EPOCHS, val_interval=DETECTION_EPOCHS // 2)
+    _optimise(cfg, lr=1e-3, total=DETECTION_EPOCHS, warmup=50, by_epoch=True)
+
+
+def _segmentation(cfg: Config, root: Path) -> None:
+    mini = ensure_mini_ade(root)
+    for loader, split in (
+        (cfg.train_dataloader, 'training'), (cfg.val_dataloader, 'validation'), (cfg.test_dataloader, 'validation'),
+    ):
+        loader.dataset.update(
+            type='BaseSegDataset',
+            data_root=str(mini.root),
+            data_prefix=dict(img_path=f'images/{split}', seg_map_path=f'annotations/{split}'),
+            img_suffix='.jpg',
+            seg_map_suffix='.png',
+            reduce_zero_label=True,
+        )
+    set_classes(cfg, mini.classes, mini.palette)
+    for node in dicts([cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader, cfg.get('tta_pipeline')]):
+        if node.get('type') in ('RandomResize', 'AlignResize'):
+            node['scale'] = (768, 192)
+        elif node.get('type') == 'RandomCrop':
+            node['crop_size'] = (160, 160)
+    cfg.model.data_preprocessor.size = (160, 160)
+    _narrow(cfg.model)
+    cfg.model.decode_head.in_channels = [CHANNELS] * len(cfg.model.decode_head.in_channels)
+    cfg.model.decode_head.channels = CHANNELS // 2
+    cfg.train_cfg.update(max_iters=SEGMENTATION_ITERS, val_interval=SEGMENTATION_ITERS)
+    cfg.default_hooks.checkpoint.interval = SEGMENTATION_ITERS // 2
+    _optimise(cfg, lr=1e-3, total=SEGMENTATION_ITERS, warmup=50, by_epoch=False)

@@ -1,0 +1,190 @@
+"""All 39 configs: they load, build, train a step and predict, and say what was published."""
+
+import copy
+import importlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import DefaultScope
+
+from mmplugin.backbones import FAMILIES
+from mmplugin.data.mini import ensure_mini_ade, ensure_mini_coco
+from mmplugin.engine import mini
+from mmplugin.engine.config import dicts, is_segmentation, load_config
+from mmplugin.engine.runner import build_model
+from mmplugin.errors import UserError
+from mmplugin.paths import config_names, configs_root
+
+ARCHS = [(family, arch) for family, cls in FAMILIES.items() for arch in cls.ARCHS]
+HEADS = {'maskrcnn': 'detection', 'retinanet': 'detection', 'semfpn': 'segmentation'}
+NAMES = [f'{head}_{family}_{arch}' for head in HEADS for family, arch in ARCHS]
+PUBLISHED = {  # the papers' tables: box AP, mask AP, mIoU of Semantic FPN
+    'v1_l1': (37.9, 35.4, 38.9),
+    'v1_l3': (41.4, 38.1, 43.5),
+    'v1_l7': (42.6, 39.0, 45.1),
+    'v2_s2': (43.4, 39.5, 42.4),
+    'v2_l': (44.7, 40.4, 45.2),
+    'evit_m4': (32.8, 31.0, None),
+}
+
+
+@pytest.fixture(scope='session')
+def mini_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small mini set, under the names that --mini looks for."""
+    root = tmp_path_factory.mktemp('mini')
+    drawn = {'ensure_mini_coco': ensure_mini_coco(root, 4, 2), 'ensure_mini_ade': ensure_mini_ade(root, 4, 2)}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, made in drawn.items():
+            patch.setattr(mini, name, lambda _, made=made: made)
+        yield root
+
+
+def _samples(cfg, loader: str, count: int) -> dict:
+    """A collated batch of the config's own pipeline."""
+    scope = cfg.default_scope
+    registry = importlib.import_module(f'{scope}.registry')
+    importlib.import_module(f'{scope}.datasets')
+    with DefaultScope.overwrite_default_scope(scope):
+        dataset = registry.DATASETS.build(copy.deepcopy(cfg[loader].dataset))
+    return pseudo_collate([dataset[i] for i in range(count)])
+
+
+def _shrink(cfg) -> None:
+    """Pictures of a third of the size: what is tested does not depend on it, what it costs does."""
+    for step in dicts([cfg.train_dataloader, cfg.val_dataloader]):
+        if step.get('type') in ('Resize', 'RandomResize', 'AlignResize'):
+            step['scale'] = (96, 64)
+        elif step.get('type') == 'RandomCrop':
+            step['crop_size'] = (64, 64)
+    if is_segmentation(cfg):
+        cfg.model.data_preprocessor.size = (64, 64)
+
+
+def test_every_arch_has_three_configs():
+    assert sorted(NAMES) == config_names()
+    for name in NAMES:
+        assert (configs_root() / HEADS[name.split('_')[0]] / f'{name}.py').is_file()
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_states_what_was_published(name: str):
+    head, variant = name.split('_', 1)
+    line = (configs_root() / HEADS[head] / f'{name}.py').read_text().splitlines()[0]
+    numbers = PUBLISHED.get(variant, (None, None, None))
+    wanted = {
+        'maskrcnn': f'box AP {numbers[0]}, mask AP {numbers[1]}' if numbers[0] else 'Published: none.',
+        'retinanet': 'box AP 32.7' if variant == 'evit_m4' else 'Published: none.',
+        'semfpn': f'mIoU {numbers[2]}' if numbers[2] else 'Published: none.',
+    }
+    assert wanted[head] in line
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_trains_a_step_and_predicts(name: str, mini_root: Path):
+    cfg = load_config(name, mini=True, data_root=mini_root)
+    _shrink(cfg)
+    model = build_model(cfg).train()
+    batch = model.data_preprocessor(_samples(cfg, 'train_dataloader', 2), training=True)
+    losses = model(**batch, mode='loss')
+    loss = model.parse_losses(losses)[0]
+    assert torch.isfinite(loss)
+    loss.backward()
+    without = [key for key, value in model.named_parameters() if value.requires_grad and value.grad is None]
+    assert not without, 'these take no part in the loss, which stops distributed training'
+    model.eval()
+    batch = _samples(cfg, 'val_dataloader', 1)
+    if is_segmentation(cfg):  # an odd size, as the test pipeline never makes one
+        batch['inputs'] = [torch.zeros(3, 97, 131, dtype=torch.uint8)]
+        batch['data_samples'][0].set_metainfo(dict(ori_shape=(101, 135), img_shape=(97, 131)))
+    with torch.no_grad():
+        (found,) = model.test_step(batch)
+    if is_segmentation(cfg):
+        assert found.pred_sem_seg.data.shape == (1, 101, 135)
+    else:
+        assert len(found.pred_instances.labels) <= 30
+        assert found.gt_instances.labels.max() < 6
+
+
+@pytest.mark.parametrize(
+    'name', ['maskrcnn_v1_l1', 'retinanet_v2_l', 'maskrcnn_evit_m4', 'semfpn_v2_s0', 'semfpn_v1_l7']
+)
+def test_full_recipe_is_the_authors(name: str):
+    """Facts of the papers and released configs, typed here a second time on purpose."""
+    cfg = load_config(name)
+    head, family, _ = name.split('_')
+    optimizer = cfg.optim_wrapper.optimizer
+    assert optimizer.type == 'AdamW'
+    if head == 'semfpn':
+        assert (optimizer.lr, optimizer.weight_decay) == (2e-4, 1e-4)
+        assert cfg.train_cfg.max_iters == 40000
+        (poly,) = cfg.param_scheduler
+        assert (poly.type, poly.power, poly.eta_min) == ('PolyLR', 0.9, 1e-6 if family == 'v2' else 0.0)
+        assert cfg.auto_scale_lr.base_batch_size == 32
+        steps = {step.type: step for step in cfg.train_pipeline}
+        assert steps['RandomCrop'].crop_size == (512, 512)
+        assert steps['RandomResize'].ratio_range == (0.5, 2.0)
+        return
+    expected = {'v1': (2e-4, 1e-4), 'v2': (2e-4, 0.05), 'evit': (1e-4, 0.05)}[family]
+    assert (optimizer.lr, optimizer.weight_decay) == expected
+    decays = cfg.optim_wrapper.get('paramwise_cfg', {}).get('custom_keys', {})
+    assert decays == ({'attention_biases': {'decay_mult': 0.0}} if family == 'evit' else {})
+    assert cfg.model.backbone.get('norm_eval', False) is (family != 'v1')
+    assert cfg.train_cfg.max_epochs == 12
+    warmup, steps = cfg.param_scheduler
+    assert warmup.end == 500
+    assert steps.milestones == [8, 11]
+    assert cfg.auto_scale_lr.base_batch_size == 16
+    assert cfg.train_dataloader.batch_sampler.type == 'AspectRatioBatchSampler'
+    assert {step.type: step for step in cfg.train_pipeline}['Resize'].scale == (1333, 800)
+
+
+def test_bias_tables_do_not_decay():
+    cfg = load_config('retinanet_evit_m0', cfg_options={'model.backbone.init_cfg': None})
+    model = build_model(cfg)
+    from mmengine.optim import build_optim_wrapper
+
+    groups = build_optim_wrapper(model, cfg.optim_wrapper).param_groups
+    decay = {id(value): group['weight_decay'] for group in groups for value in group['params']}
+    for key, value in model.named_parameters():
+        assert decay[id(value)] == (0.0 if 'attention_biases' in key else 0.05), key
+
+
+def test_one_process_builds_for_both_libraries(mini_root: Path):
+    for name in ('semfpn_v2_s0', 'retinanet_v2_s0', 'semfpn_v2_s0'):
+        cfg = load_config(name, mini=True, data_root=mini_root)
+        model = build_model(cfg)
+        assert type(model).__module__.split('.')[0] == cfg.default_scope
+
+
+@pytest.mark.parametrize(
+    ('name', 'option', 'message'),
+    [
+        ('maskrcnn_v2_s0', {'model.rpn_head.anchor_generator.strides': [8, 16, 32, 64, 128]}, 'rpn_head.anchor_gen'),
+        ('retinanet_evit_m0', {'model.neck.out_strides': [4, 8, 16, 32, 64]}, 'bbox_head.anchor_generator.strides'),
+        ('maskrcnn_evit_m0', {'model.neck.in_strides': [8, 16, 32]}, 'neck.in_strides'),
+        ('maskrcnn_v2_s0', {'model.roi_head.mask_roi_extractor.featmap_strides': [8, 16, 32]}, 'mask_roi_extractor'),
+        ('semfpn_v1_l1', {'model.decode_head.feature_strides': [8, 16, 32, 64]}, 'decode_head.feature_strides'),
+    ],
+)
+def test_strides_that_do_not_fit_are_refused(name: str, option: dict, message: str):
+    with pytest.raises(UserError, match=message):
+        build_model(load_config(name, cfg_options={**option, 'model.backbone.init_cfg': None}))
+
+
+def test_align_resize_gives_the_sizes_worked_out_by_hand():
+    from mmplugin.engine.transforms import AlignResize
+
+    worked = {  # (height, width): fit into 2048 x 512, then up to a multiple of 32
+        (512, 683): (512, 704),  # factor 1: 512 and 683 -> 704
+        (375, 500): (512, 704),  # 512/375: 512 and 682.67 -> 683 -> 704
+        (500, 375): (704, 512),
+        (300, 1800): (352, 2048),  # 2048/1800 is the smaller factor: 341.33 -> 341 -> 352
+        (1000, 1001): (512, 544),  # 0.512: 512 and 512.5 -> 513 -> 544
+    }
+    for (height, width), expected in worked.items():
+        results = AlignResize(scale=(2048, 512), divisor=32)({'img': np.zeros((height, width, 3), dtype=np.uint8)})
+        assert results['img'].shape[:2] == results['img_shape'] == expected
+        assert results['scale_factor'] == (expected[1] / width, expected[0] / height)
