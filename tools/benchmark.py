@@ -1,0 +1,13 @@
+"""Measure speed and memory: the same as `mmplugin benchmark`, from a clone that need not be installed."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+if importlib.util.find_spec('mmplugin') is None:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mmplugin.cli import main
+
+if __name__ == '__main__':
+    sys.exit(main(['benchmark', *sys.argv[1:]]))
