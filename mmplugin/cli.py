@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import NamedTuple
 
 from mmplugin import __version__, stack
@@ -81,7 +82,7 @@ def _run(name: str, argv: list[str]) -> int:
 
 def _program(name: str, script: str) -> str:
     """Keep ``train.py`` as the usage line's program where that is what was typed."""
-    return script if script.endswith('.py') and 'tools' in script else f'mmplugin {name}'
+    return script if script.endswith('.py') and Path(script).resolve().parent.name == 'tools' else f'mmplugin {name}'
 
 
 def _load(name: str) -> Callable[[list[str]], int | None]:

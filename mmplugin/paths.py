@@ -26,8 +26,8 @@ def _configs() -> list[Path]:
 
 
 def config_names() -> list[str]:
-    """List the names of all configs, without folder and ``.py``."""
-    return sorted(path.stem for path in _configs())
+    """List the names of our configs, without folder and ``.py``; what they are compared with is found, not listed."""
+    return sorted(path.stem for path in _configs() if path.parent.name != 'comparison')
 
 
 def find_config(name: str | Path) -> Path:
@@ -38,7 +38,7 @@ def find_config(name: str | Path) -> Path:
             wins over a name.
 
     Raises:
-        UserError: Nothing of that name exists; the message lists the closest names.
+        UserError: Nothing of that name exists; the message lists the closest names, or says how names are made.
     """
     path = Path(name).expanduser()
     if path.is_file():
@@ -50,7 +50,12 @@ def find_config(name: str | Path) -> Path:
         if (root.name, *config.relative_to(root).parts)[-len(parts):] == parts:
             return config
     names = config_names()
-    close = get_close_matches(path.stem, names, n=4, cutoff=0.5) or names
-    raise UserError(
-        f"There is no config '{name}': neither a file nor the name of one in {root}. Close to it: {', '.join(close)}."
-    )
+    close = get_close_matches(path.stem, names, n=4)
+    hint = f'Close to it: {", ".join(close)}.' if close else _scheme(names)
+    raise UserError(f"There is no config '{name}': neither a file nor the name of one in {root}. {hint}")
+
+
+def _scheme(names: list[str]) -> str:
+    heads, _, backbones = zip(*(name.partition('_') for name in names), strict=True)
+    heads, backbones = (', '.join(sorted(set(words))) for words in (heads, backbones))
+    return f'Names are HEAD_FAMILY_ARCH. Heads: {heads}. Families and archs: {backbones}.'

@@ -8,7 +8,7 @@ import sys
 import warnings
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
 
 
@@ -74,16 +74,8 @@ STOCK = Stack(
 @cache
 def current() -> Stack:
     """Return the installed stack: the one whose mmengine is there, OneDL where both or neither are."""
-    try:
-        version(ONEDL.pins['mmengine'][0])
-        return ONEDL
-    except PackageNotFoundError:
-        pass
-    try:
-        version(STOCK.pins['mmengine'][0])
-        return STOCK
-    except PackageNotFoundError:
-        return ONEDL
+    installed = [stack for stack in (ONEDL, STOCK) if any(distributions(name=stack.pins['mmengine'][0]))]
+    return installed[0] if installed else ONEDL
 
 
 def quiet_known_noise() -> None:
@@ -102,12 +94,11 @@ IMPORT_ERROR: ImportError | None = None
 """Why ``import mmplugin`` registered nothing, where a command of ours was let in all the same."""
 
 
-
 def _is_our_command() -> bool:
-    """Tell whether this process is `mmplugin`, `python -m mmplugin.doctor`, or a script in our `tools`."""
+    """Tell whether this process is `mmplugin`, `python -m` with it or its doctor, or a script in our `tools`."""
     program = sys.argv[0] if sys.argv else ''
     if program == '-m':  # python has not put the module's path there yet
-        return sys.orig_argv[sys.orig_argv.index('-m') + 1] in ('mmplugin.cli', 'mmplugin.doctor')
+        return sys.orig_argv[sys.orig_argv.index('-m') + 1] in ('mmplugin', 'mmplugin.cli', 'mmplugin.doctor')
     path, package = Path(program).resolve(), Path(__file__).parent
     return path.stem == 'mmplugin' or path.parent in (package.parent / 'tools', package / '.mim' / 'tools')
 

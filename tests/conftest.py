@@ -15,7 +15,7 @@ for _name, _value in {
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))  # as in the processes that tests start
 
 
 @pytest.fixture(autouse=True)

@@ -90,7 +90,34 @@ def test_every_command_exists_and_explains_itself(name, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([name, '--help'])
     assert stop.value.code == 0
-    assert capsys.readouterr().out.startswith('usage: ')
+    assert capsys.readouterr().out.startswith(f'usage: mmplugin {name} ')
+
+
+@pytest.mark.parametrize('file', TOOLS)
+def test_a_tool_explains_itself_by_the_name_it_was_called(file, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', [str(ROOT / 'tools' / f'{file}.py'), '--help'])
+    with pytest.raises(SystemExit):
+        cli.main([TOOLS[file], '--help'])
+    assert capsys.readouterr().out.startswith(f'usage: {file}.py ')
+
+
+@pytest.mark.parametrize('name', ['train', 'test', 'check-data'])
+def test_a_setting_without_a_value_is_one_message_and_2(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([name, 'maskrcnn_v2_s2', '--cfg-options', 'max_epochs'])
+    assert stop.value.code == 2
+    assert "--cfg-options: 'max_epochs' is no key=value" in capsys.readouterr().err
+
+
+def test_python_m_mmplugin_is_the_menu_even_where_nothing_is_installed():
+    # -S: no site-packages. -s: none of the user's.
+    for words, code, message in [([], 0, '  mmplugin doctor '), (['train', 'x'], 2, 'See `mmplugin doctor`')]:
+        run = subprocess.run(
+            [sys.executable, '-S', '-s', '-m', 'mmplugin', *words],
+            capture_output=True, text=True, cwd=ROOT, env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        )
+        assert run.returncode == code
+        assert message in run.stdout + run.stderr
 
 
 def test_the_tools_are_the_same_lines_for_every_command():
@@ -135,6 +162,16 @@ def test_a_config_that_is_not_there(name):
 def test_close_names_are_offered():
     with pytest.raises(UserError, match=r'Close to it: .*maskrcnn_v2_s2'):
         paths.find_config('maskrcn_v2_s2.py')
+
+
+def test_a_name_like_none_is_told_how_names_are_made():
+    with pytest.raises(UserError) as caught:
+        paths.find_config('nonsense')
+    _, _, scheme = str(caught.value).partition('Names are HEAD_FAMILY_ARCH.')
+    assert 'Heads: maskrcnn, retinanet, semfpn.' in scheme
+    for backbone in ('v1_l1', 'v2_l', 'v2_s2', 'evit_m5'):
+        assert f' {backbone}' in scheme
+        assert f'maskrcnn_{backbone}' not in scheme
 
 
 def test_every_config_is_listed_once():

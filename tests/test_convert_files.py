@@ -63,20 +63,22 @@ class TestReading:
         read = files.read(save(content, tmp_path / 'a.pth'))
         assert (read['args'].lr, read['best'], read['epoch']) == (1e-3, 0.5, 3)
 
-    @pytest.mark.parametrize('elsewhere', [[], [getattr]], ids=['alone', 'beside mmengine'])
-    def test_an_allowed_name_is_no_way_to_forbidden_ones(self, tmp_path, elsewhere):
-        # mmengine allows getattr itself for the whole process, once its runner is imported: do not withdraw that here.
-        elsewhere = [item for item in elsewhere if item not in torch.serialization.get_safe_globals()]
+    def test_an_allowed_name_is_no_way_to_forbidden_ones(self, tmp_path):
+        """Also where somebody allowed everything by it for the whole process, as mmengine's runner does."""
 
         class Trick:
             def __reduce__(self):
                 return getattr, (HistoryBuffer, '__init__')
 
-        with (
-            torch.serialization.safe_globals(elsewhere),
-            pytest.raises(UserError, match=r'evil\.pth refused: .*builtins\.getattr'),
-        ):
-            files.read(save({'x': Trick()}, tmp_path / 'evil.pth'))
+        path, known = save({'x': Trick()}, tmp_path / 'evil.pth'), torch.serialization.get_safe_globals()
+        torch.serialization.add_safe_globals([getattr])
+        try:
+            with pytest.raises(UserError, match=r'evil\.pth refused: .*builtins\.getattr'):
+                files.read(path)
+            assert getattr in torch.serialization.get_safe_globals()
+        finally:
+            torch.serialization.clear_safe_globals()
+            torch.serialization.add_safe_globals(known)
 
     @pytest.mark.parametrize(
         ('content', 'message'),
@@ -245,9 +247,9 @@ def test_pickle_protocol_is_not_trusted_by_its_name(tmp_path):
 
 
 def test_what_was_allowed_before_reading_stays_allowed(tmp_path):
-    from mmplugin.convert.files import _allowed, _read_torch
+    from mmplugin.convert.files import _read_torch, allowed_globals
 
     torch.save({'weight': torch.zeros(1)}, tmp_path / 'file.pth')
-    torch.serialization.add_safe_globals(_allowed())
+    torch.serialization.add_safe_globals(allowed_globals())
     _read_torch(tmp_path / 'file.pth', trust=False)
-    assert all(item in torch.serialization.get_safe_globals() for item in _allowed())
+    assert all(item in torch.serialization.get_safe_globals() for item in allowed_globals())

@@ -264,8 +264,14 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: p
 
 def test_messages_for_what_the_user_can_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / 'no_model.py').write_text('number = 1')
+    (tmp_path / 'weights.pth').touch()
     for words, message in {
-        ('maskrcnn_v2_s2',): 'convert_weights.py DOWNLOADED checkpoints/v2_s2.pth',
+        ('maskrcnn_v2_s2',): 'mmplugin convert DOWNLOADED checkpoints/v2_s2.pth',
+        ('no_model.py',): 'no_model.py has no model with a backbone',
+        ('weights.pth',): 'weights.pth is no config that mmengine can read',
+        ('maskrcnn_v2_s2', '--cfg-options', 'val_evaluator.5.metric=bbox'): '--cfg-options does not fit',
+        ('maskrcnn_v2_s2', '--mini', '--resume', 'gone.pth'): '--resume alone takes the last of work_dirs/maskrcnn_v2',
         ('maskrcnn_v2_s2', '--mini', '--resume'): 'no epoch_N.pth',
         ('maskrcnn_v2_s2', '--classes', 'a,b'): '--data-root',
         ('maskrcnn_v2_s2', '--mini', '--classes', 'a'): 'brings its own classes',
@@ -273,3 +279,17 @@ def test_messages_for_what_the_user_can_mend(tmp_path: Path, monkeypatch: pytest
     }.items():
         with pytest.raises(UserError, match=re.escape(message)):
             train.main([*words])
+
+
+@pytest.mark.parametrize(
+    ('name', 'missing'),
+    [
+        ('retinanet_v2_s0', 'data/coco/annotations/instances_val2017.json'),
+        ('semfpn_v2_s0', 'data/ade/ADEChallengeData2016/images/validation'),
+    ],
+)
+def test_measuring_without_data_says_which(name: str, missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'epoch_1.pth').touch()
+    with pytest.raises(UserError, match=f'{missing} is not there: .*--data-root FOLDER'):
+        test.main([name, 'epoch_1.pth'])

@@ -8,7 +8,8 @@ import pickle
 import re
 import string
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def read(path: str | Path, trust: bool = False) -> Mapping[str, Any]:
     Args:
         path: A file of torch, or of safetensors.
         trust: Run the code that a pickle may hold. Without it, only tensors, plain values and the classes of
-            :func:`_allowed` are accepted.
+            :func:`allowed_globals` are accepted.
     """
     path = Path(path)
     if path.is_dir():
@@ -135,7 +136,7 @@ def _safetensors() -> Any:
     return safetensors
 
 
-def _allowed() -> list[Any]:
+def allowed_globals() -> list[Any]:
     """Harmless classes that training frameworks leave in checkpoints: options, loss histories, numbers."""
     from mmengine.logging import HistoryBuffer
 
@@ -158,12 +159,23 @@ def _history_method(owner: Any, name: str) -> Any:
     raise pickle.UnpicklingError(f'class builtins.getattr of {owner!r}, {name!r}')
 
 
+@contextmanager
+def _only(allowed: Sequence[Any]) -> Iterator[None]:
+    """Nothing else may be loaded meanwhile: mmengine allows ``getattr`` itself for the whole process."""
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(list(allowed))
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
+
+
 def _read_torch(path: Path, trust: bool) -> Mapping[str, Any]:
     mapped = zipfile.is_zipfile(path)  # files from before torch 1.6 are no archives and cannot be mapped
     try:
-        # What somebody allowed for the whole process must stay allowed: leaving the context forbids what it was given.
-        known = torch.serialization.get_safe_globals()
-        with torch.serialization.safe_globals([] if trust else [item for item in _allowed() if item not in known]):
+        with _only(() if trust else allowed_globals()):
             return torch.load(path, map_location='cpu', weights_only=not trust, mmap=mapped)
     except pickle.UnpicklingError as error:
         found = re.findall(r'(?:GLOBAL|Unsupported global:|class) ([\w.]+\.[\w.]+)', str(error))
@@ -181,8 +193,8 @@ def _read_torch(path: Path, trust: bool) -> Mapping[str, Any]:
 
 def _listed(path: Path, found: list[str]) -> str:
     """The names of all classes and functions in a file that are not allowed; nothing is executed for this."""
-    allowed = {f'{item.__module__}.{item.__name__}' for item in _allowed() if not isinstance(item, tuple)}
-    allowed |= {item[1] for item in _allowed() if isinstance(item, tuple)}
+    allowed = {f'{item.__module__}.{item.__name__}' for item in allowed_globals() if not isinstance(item, tuple)}
+    allowed |= {item[1] for item in allowed_globals() if isinstance(item, tuple)}
     others = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipfile.is_zipfile(path) else []
     # An allowed name remains when it was used for something else: then the error's own word for it is all there is.
     return ', '.join(sorted({*found, *others} - allowed)) or ', '.join(found)

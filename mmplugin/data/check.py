@@ -3,12 +3,12 @@
 import argparse
 from collections.abc import Sequence
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from mmplugin.errors import UserError
+from mmplugin.engine.config import Settings, load_config
 
 from .check_coco import check_coco
 from .check_seg import check_seg
@@ -45,22 +45,15 @@ def show(findings: Sequence[Finding], console: Console | None = None) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, or 2 if something was found that has to be mended before training."""
-    parser = argparse.ArgumentParser('check_data.py', description="Check a config's data before training does.")
+    parser = argparse.ArgumentParser(description="Check a config's data before training does.")
     parser.add_argument('config', help='a config file, or the name of one')
     parser.add_argument('--fast', action='store_true', help='JSON and folders only, and a handful of images')
     parser.add_argument('--data-root', help='folder of your own data')
     parser.add_argument('--classes', help='your class names, separated by commas')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='settings to override: key=value ...')
+    parser.add_argument('--cfg-options', nargs='+', action=Settings, help='settings to override: key=value ...')
     options = parser.parse_args(argv)
-    console = Console()
-    try:
-        from mmplugin.engine.config import load_config  # imports the frameworks: not needed for --help
-
-        classes = [name.strip() for name in options.classes.split(',')] if options.classes else None
-        cfg = load_config(options.config, data_root=options.data_root, classes=classes, cfg_options=options.cfg_options)
-        findings = check_config(cfg, options.fast)
-    except UserError as error:
-        console.print(str(error), style='red', markup=False)
-        return 2
-    show(findings, console)
+    classes = options.classes.split(',') if options.classes else None
+    cfg = load_config(options.config, data_root=options.data_root, classes=classes, cfg_options=options.cfg_options)
+    findings = check_config(cfg, options.fast)
+    show(findings)
     return 2 if any(finding.severity == ERROR for finding in findings) else 0

@@ -68,7 +68,7 @@ def _read(path: Path, split: Split) -> tuple[dict | None, list[Finding]]:
     key = f'{split.key}.ann_file'
     if not path.is_file():
         root = split.config.get('data_root') or 'the current folder'
-        mend = f"{key}='<an existing file below {root}>', or --data-root"
+        mend = f"{key}='<an existing file below {root}>', or your own data: --data-root FOLDER"
         return None, [Finding(ERROR, f'no such file: {path}', key, mend)]
     try:
         content = json.loads(path.read_bytes())

@@ -84,7 +84,10 @@ def _pairs(split: Split) -> tuple[list[tuple[Path, Path]], list[Finding]]:
     folders = {name: split.path(prefix.get(name)) for name in ('img_path', 'seg_map_path')}
     findings = [
         Finding(
-            ERROR, f'no such folder: {folder}', f'{split.key}.data_prefix.{name}', 'name the folder, or --data-root'
+            ERROR,
+            f'no such folder: {folder}',
+            f'{split.key}.data_prefix.{name}',
+            f"{split.key}.data_prefix.{name}='<an existing folder>', or your own data: --data-root FOLDER",
         )
         for name, folder in folders.items()
         if not folder.is_dir()

@@ -2,6 +2,6 @@
 
 import sys
 
-from mmplugin.doctor import main
+from mmplugin.cli import main
 
-sys.exit(main())
+sys.exit(main(['doctor', *sys.argv[1:]]))

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from mmengine.fileio import LocalBackend, register_backend
 
-from mmplugin.convert.files import _allowed
+from mmplugin.convert.files import allowed_globals
 from mmplugin.errors import UserError
 
 
@@ -30,7 +30,7 @@ class AtomicBackend(LocalBackend):
 
 register_backend('atomic', AtomicBackend, force=True)
 # Stock mmengine loads with torch's safe default, which refuses what mmengine itself saved: loss histories, numbers.
-torch.serialization.add_safe_globals(_allowed())
+torch.serialization.add_safe_globals(allowed_globals())
 
 
 def find_last_checkpoint(work_dir: str | Path) -> Path:

@@ -1,14 +1,27 @@
 """From the name of a config and the words of a command line to a config that is complete."""
 
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.logging import print_log
 
 from mmplugin.errors import UserError
-from mmplugin.paths import find_config
+from mmplugin.paths import configs_root, find_config
+
+
+class Settings(DictAction):
+    """mmengine's ``key=value ...`` with a message in place of a traceback for a word that is neither."""
+
+    def __call__(
+        self, parser: ArgumentParser, namespace: Namespace, values: Sequence[str], option_string: str | None = None
+    ) -> None:
+        for word in values:
+            if '=' not in word:
+                parser.error(f"{option_string}: '{word}' is no key=value, such as train_dataloader.batch_size=4")
+        super().__call__(parser, namespace, values, option_string)
 
 
 def load_config(
@@ -34,8 +47,12 @@ def load_config(
     path = find_config(name)
     try:
         cfg = Config.fromfile(path)
-    except (SyntaxError, KeyError, FileNotFoundError) as error:
+    except (SyntaxError, KeyError, OSError) as error:
         raise UserError(f'{path} is no config that mmengine can read: {error}') from error
+    if 'backbone' not in cfg.get('model', {}):
+        raise UserError(
+            f'{path} has no model with a backbone; name one that has in _base_, such as one of {configs_root()}'
+        )
     cfg.setdefault('custom_imports', dict(imports=['mmplugin', 'mmplugin.engine.parts'], allow_failed_imports=False))
     if mini:
         if classes:
@@ -46,7 +63,10 @@ def load_config(
     elif classes:
         raise UserError('--classes needs --data-root, the folder that holds the data of these classes')
     if cfg_options:
-        cfg.merge_from_dict(cfg_options)
+        try:
+            cfg.merge_from_dict(cfg_options)
+        except (KeyError, TypeError) as error:
+            raise UserError(f'--cfg-options does not fit {path}: {error.args[0]}') from error
     return cfg
 
 
@@ -101,11 +121,13 @@ def require_weights(cfg: Config) -> None:
     path = weights_of(cfg)
     if path is None or not _is_local(path) or path.is_file():
         return
-    arch = cfg.model.backbone.get('arch')
+    backbone = cfg.model.backbone
     raise UserError(
-        f"The backbone's weights {path} are not there. Get the published classification weights of {arch!r}, then run\n"
-        f'    python tools/convert_weights.py DOWNLOADED {path}\n'
-        'or train from chance (a long way): --cfg-options model.backbone.init_cfg=None model.backbone.norm_eval=False'
+        f"The backbone's weights {path} are not there. Download the published classification weights of "
+        f'{backbone.type} {backbone.get("arch")} (docs/weights.md says where), then run\n'
+        f'    mmplugin convert DOWNLOADED {path}\n'
+        'or train from chance (a long way): --cfg-options model.backbone.init_cfg=None model.backbone.norm_eval=False\n'
+        'or only try things out: --mini'
     )
 
 

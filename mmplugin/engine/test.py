@@ -9,6 +9,7 @@ from mmengine.dist import is_main_process
 from rich.console import Console
 
 from mmplugin import stack
+from mmplugin.data.finding import splits
 from mmplugin.engine.config import is_segmentation
 from mmplugin.engine.train import add_common, complete
 from mmplugin.errors import UserError
@@ -24,6 +25,18 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--tta', action='store_true', help='segmentation: several scales and flips, averaged')
     parser.add_argument('--fast-eval', action='store_true', help='faster-coco-eval instead of pycocotools')
     return parser.parse_args(argv)
+
+
+def require_data(cfg: Config) -> None:
+    """Stops before the model is built where the images or annotations to measure with are missing."""
+    for split in splits(cfg):
+        paths = [split.config.get('ann_file'), *(split.config.get('data_prefix') or {}).values()]
+        missing = [split.path(path) for path in paths if path and not split.path(path).exists()]
+        if split.name == 'test' and missing and not split.remote:
+            raise UserError(
+                f'{missing[0]} is not there: put the data set in its place, or take your own with --data-root FOLDER, '
+                'or the built-in one with --mini'
+            )
 
 
 def use_fast_eval(cfg: Config) -> None:
@@ -50,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.out and not options.out.endswith(('.pkl', '.pickle')):
         raise UserError(f'--out {options.out}: allowed are names that end in .pkl or .pickle')
     cfg = complete(options)
+    require_data(cfg)
     cfg.load_from = options.checkpoint
     cfg.model.backbone.init_cfg = None  # everything comes from the checkpoint
     if options.fast_eval:

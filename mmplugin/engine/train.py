@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.dist import is_main_process
 from rich.console import Console
 
-from mmplugin.engine.config import load_config, require_weights
+from mmplugin.engine.config import Settings, load_config, require_weights
 from mmplugin.errors import UserError
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
@@ -24,7 +24,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--data-root', help='folder of your own COCO-style data (with --mini: where the set is drawn)')
     parser.add_argument('--classes', help='your class names, separated by commas; default: those of the annotations')
     parser.add_argument('--work-dir', help='where results go; default: work_dirs/CONFIG')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='settings to override: key=value ...')
+    parser.add_argument('--cfg-options', nargs='+', action=Settings, help='settings to override: key=value ...')
     parser.add_argument('--launcher', choices=LAUNCHERS, default='none', help='who starts the processes of one job')
     # torchrun up to 1.x passes one spelling, later ones the other; both mean the same
     parser.add_argument('--local-rank', '--local_rank', type=int, default=0, help=argparse.SUPPRESS)
@@ -89,7 +89,7 @@ def set_resume(cfg: Config, resume: str | None) -> None:
         return
     path = find_last_checkpoint(cfg.work_dir) if resume == 'auto' else Path(resume)
     if not path.is_file():
-        raise UserError(f'--resume {resume}: there is no such file')
+        raise UserError(f'--resume {resume}: there is no such file; --resume alone takes the last of {cfg.work_dir}')
     cfg.resume, cfg.load_from = True, str(path)
 
 
