@@ -6,7 +6,6 @@ https://github.com/microsoft/Cream/tree/main/EfficientViT (MIT licence).
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -15,7 +14,7 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from mmplugin.layers import ConvNorm, DropPath, OffsetBias, drop_path_rates, resize_matrix
+from mmplugin.layers import ConvNorm, DropPath, OffsetBias, drop_path_rates, remembered, resize_matrix
 
 from .base import DenseBackbone, Stage
 
@@ -51,8 +50,8 @@ class TokenInteraction(ConvNorm):
         super().__init__(channels, channels, 3, groups=channels, bias=False, zero_init=zero_init)
 
 
-@lru_cache(maxsize=64)
-def _shrink_matrix(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+@remembered
+def shrink_matrix(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """The least-squares inverse of enlarging a table from ``size`` to the window: (size, WINDOW)."""
     with torch.inference_mode(False):
         grow = resize_matrix(size, WINDOW, False, torch.device('cpu'), torch.float64)
@@ -69,7 +68,7 @@ class WindowBias(OffsetBias):
 
     def _offsets(self, height: int, width: int) -> Tensor:
         table = self.table.view(self.heads, WINDOW, WINDOW)
-        rows, columns = (_shrink_matrix(size, table.device, table.dtype) for size in (height, width))
+        rows, columns = (shrink_matrix(size, table.device, table.dtype) for size in (height, width))
         return self.signed(rows @ table @ columns.T)
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmplugin.backbones.efficientvit_msra import WINDOW, _shrink_matrix
+from mmplugin.backbones.efficientvit_msra import WINDOW, shrink_matrix
 
 
 def grow(table: Tensor) -> Tensor:
@@ -18,7 +18,7 @@ def grow(table: Tensor) -> Tensor:
 
 def shrink(table: Tensor, side: int) -> Tensor:
     """The least-squares inverse of :func:`grow`."""
-    matrix = _shrink_matrix(side, torch.device('cpu'), torch.float64)
+    matrix = shrink_matrix(side, torch.device('cpu'), torch.float64)
     image = table.double().view(-1, WINDOW, WINDOW)
     return (matrix @ image @ matrix.T).flatten(1).to(table.dtype)
 

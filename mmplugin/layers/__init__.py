@@ -1,7 +1,7 @@
 """What more than one family of backbones uses."""
 
 from .attention import attend
-from .attention_bias import BIASES, OffsetBias, UpstreamBias, resize_matrix
+from .attention_bias import BIASES, OffsetBias, UpstreamBias, remembered, resize_matrix
 from .checkpoint import checkpoint
 from .conv_norm import ConvNorm
 from .drop_path import DropPath, drop_path_rates
@@ -19,5 +19,6 @@ __all__ = [
     'freeze',
     'freeze_norms',
     'norms_of',
+    'remembered',
     'resize_matrix',
 ]

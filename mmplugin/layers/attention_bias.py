@@ -1,14 +1,34 @@
 """Attention bias learned over the offset between query and key, at any map size."""
 
 from collections import OrderedDict
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, wraps
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 
-@lru_cache(maxsize=256)
+def remembered(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A cache for functions that make constant matrices, safe under torch.export and torch.compile.
+
+    torch.export runs the model on fake tensors. One of these, remembered, would break every later call, so the matrix
+    is made outside the trace and enters it as a constant. torch.compile traces the function itself instead.
+    """
+    cached = lru_cache(maxsize=256)(function)
+
+    @wraps(function)
+    def call(*args) -> Tensor:
+        if torch.compiler.is_dynamo_compiling():
+            return function(*args)
+        with _disable_current_modes():
+            return cached(*args)
+
+    return call
+
+
+@remembered
 def resize_matrix(size_in: int, size_out: int, align_corners: bool, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Matrix (size_out, size_in) that resizes a vector by cubic interpolation."""
     with torch.inference_mode(False):  # an inference tensor, remembered, would break a later training step
