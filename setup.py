@@ -51,6 +51,7 @@ setup(
     extras_require={
         'onedl': [*pinned('constraints.txt', ONEDL), 'faster-coco-eval'],
         'stock': pinned('constraints-stock.txt', STOCK),
+        'onnx': pinned('constraints.txt', ('onnx', 'onnxscript', 'onnxruntime')),
         'test': pinned('constraints.txt', ('pytest', 'ruff', 'safetensors', 'timm')),
     },
     entry_points={'console_scripts': ['mmplugin = mmplugin.cli:main']},

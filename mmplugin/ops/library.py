@@ -48,7 +48,7 @@ def roi_align(
 
 @roi_align.register_fake
 def _(x, rois, height, width, scale, ratio, average, aligned):
-    output = x.new_empty(len(rois), x.shape[1], height, width)
+    output = x.new_empty(rois.shape[0], x.shape[1], height, width)
     argmax = x.new_empty(0 if average else output.shape)
     return output, argmax, torch.empty_like(argmax)
 
@@ -99,7 +99,7 @@ def roi_pool(x: Tensor, rois: Tensor, height: int, width: int, scale: float) -> 
 
 @roi_pool.register_fake
 def _(x, rois, height, width, scale):
-    output = x.new_empty(len(rois), x.shape[1], height, width)
+    output = x.new_empty(rois.shape[0], x.shape[1], height, width)
     return output, torch.empty_like(output, dtype=torch.int32)
 
 
