@@ -183,6 +183,8 @@ class Benchmark:
                 if self.progress:
                     self.progress.advance(task)
             self._describe(subject)
+            if options.json:  # after each model: whoever interrupts hours of measuring keeps what there is
+                self.results.write_json(options.json)
         return self.results
 
     def _other(self, subject: models.Subject) -> str | None:
@@ -307,8 +309,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         results = Benchmark(options, progress).run()
     output.show(results, Console(highlight=False))
-    if options.json:
-        results.write_json(options.json)
     if options.write:
         output.write_page(options.write, results, shlex.join(['python', 'tools/benchmark.py', *argv]))
     if options.plot:
