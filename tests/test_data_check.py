@@ -79,11 +79,11 @@ def test_a_clean_set_has_no_errors(spoil, fast):
 
 
 def _rename_class(s):
-    s.train.metainfo.classes = ('Fish', 'tree', 'house', 'car', 'star', 'mug')
+    s.train.metainfo.classes = ('Fish', 'tree', 'house', 'car', 'flower', 'mug')
 
 
 def _reorder_classes(s):
-    s.train.metainfo.classes = ('tree', 'fish', 'house', 'car', 'star', 'mug')
+    s.train.metainfo.classes = ('tree', 'fish', 'house', 'car', 'flower', 'mug')
 
 
 def _one_string(s):
@@ -214,12 +214,12 @@ def _list(s):
 
 
 CASES = [
-    (_rename_class, 'error', "'Fish' is 'fish' there", '--classes fish,tree,house,car,star,mug'),
+    (_rename_class, 'error', "'Fish' is 'fish' there", '--classes fish,tree,house,car,flower,mug'),
     (
         _reorder_classes,
         'error',
         'same names in another order',
-        "classes=('fish', 'tree', 'house', 'car', 'star', 'mug')",
+        "classes=('fish', 'tree', 'house', 'car', 'flower', 'mug')",
     ),
     (_one_string, 'error', "is the string 'fish'", "classes=('fish',)"),
     (_head, 'error', 'the head expects 80 classes, the train set names 6', 'model.roi_head.mask_head.num_classes=6'),

@@ -64,7 +64,7 @@ def _tiny(name: str, folder: Path, **changes) -> Path:
     else:
         cfg.train_cfg.update(max_epochs=3, val_interval=3)
     cfg.train_dataloader.batch_size = 4
-    cfg.custom_hooks[-1].update(steps=2, batch_size=8)  # the warm start
+    cfg.custom_hooks[-1].update(steps=2, batch_size=16)  # the warm start
     cfg.default_hooks.logger.interval = 1
     cfg.merge_from_dict(changes)
     folder.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ from mmengine.logging import print_log
 from . import scene, shapes, textures
 from .scene import NO_CLASS, STUFF_NAMES, THING_NAMES, Scene, draw_crop, draw_scene
 
-TRAIN_IMAGES, VAL_IMAGES = 600, 100
+TRAIN_IMAGES, VAL_IMAGES = 560, 100
 _DETECTION, _SEGMENTATION, _CROPS = 1, 2, 3
 
 

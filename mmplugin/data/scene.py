@@ -13,8 +13,8 @@ STUFF_NAMES = STUFF
 
 # (height, width): varied aspect ratios, sides that need no resizing on two CPU cores
 SHAPES = ((192, 192), (160, 224), (224, 160), (176, 208), (208, 176))
-EXTENT = (28, 112)  # pixels from the smallest thing's end to end to the largest's
-LEAST_VISIBLE, LEAST_PIXELS = 0.25, 60
+EXTENT = (40, 120)  # pixels from the smallest thing's end to end to the largest's
+LEAST_VISIBLE, LEAST_PIXELS = 0.55, 100
 OVERSAMPLING = 4
 NO_CLASS = 255
 
@@ -81,7 +81,7 @@ def _paint(rng: np.random.Generator, image: np.ndarray, sprite: _Sprite) -> None
         if np.linalg.norm(base - behind) > 55:
             break
         base = colour(rng)
-    body = surface(rng, (height, width), base)
+    body = surface(rng, (height, width), base, plain=0.7)
     trim = colour(rng) if rng.random() < 0.5 else np.clip(base * rng.uniform(0.6, 1.4), 0, 255)
     dark = base * rng.uniform(0.1, 0.45) if rng.random() < 0.7 else colour(rng)
     paint = sprite.coverage[..., :1] * body + sprite.coverage[..., 1:2] * trim + sprite.coverage[..., 2:] * dark
@@ -92,10 +92,10 @@ def _paint(rng: np.random.Generator, image: np.ndarray, sprite: _Sprite) -> None
 
 
 def draw_scene(rng: np.random.Generator, only_landscapes: bool = False) -> Scene:
-    """Draws a scene of two to six things and up to three distractors, in an order of depth.
+    """Draws a scene of two to five things and up to two distractors, in an order of depth.
 
-    Nothing is placed where it would leave less than a quarter, or fewer than 60 pixels, of a thing: so no thing is in
-    the picture without its annotation.
+    Nothing is placed where it would leave less than 55 %, or fewer than 100 pixels, of a thing: so no thing is
+    in the picture without its annotation.
 
     Args:
         rng: The only source of chance.
@@ -106,7 +106,7 @@ def draw_scene(rng: np.random.Generator, only_landscapes: bool = False) -> Scene
         image, semantic = landscape(rng, shape)
     else:
         image, semantic = backdrop(rng, shape), np.full(shape, NO_CLASS, dtype=np.uint8)
-    labels = list(rng.integers(len(THINGS), size=rng.integers(2, 7))) + [None] * int(rng.integers(4))
+    labels = list(rng.integers(len(THINGS), size=rng.integers(2, 6))) + [None] * int(rng.integers(3))
     owner = np.full(shape, -1, dtype=np.int16)
     placed: list[int | None] = []
     whole: list[int] = []  # pixels of the complete thing, hidden ones and those outside the image included

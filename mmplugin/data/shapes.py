@@ -30,13 +30,6 @@ def _ellipse(x: float, y: float, rx: float, ry: float, corners: int = 28) -> np.
     return np.stack([x + rx * np.cos(turn), y + ry * np.sin(turn)], axis=1)
 
 
-def _rays(tips: int, inner: float, outer: float = 1.0) -> np.ndarray:
-    """A star-like outline: corners at `outer` and `inner` in turn, the first one up."""
-    turn = np.arange(2 * tips) * (np.pi / tips) - np.pi / 2
-    radius = np.where(np.arange(2 * tips) % 2 == 0, outer, inner)
-    return np.stack([radius * np.cos(turn), radius * np.sin(turn)], axis=1)
-
-
 def fish(rng: np.random.Generator) -> list[Part]:
     height, tail, fork = rng.uniform(0.32, 0.55), rng.uniform(0.32, 0.5), rng.uniform(0.0, 0.25)
     parts = [
@@ -92,12 +85,17 @@ def car(rng: np.random.Generator) -> list[Part]:
     ]
 
 
-def star(rng: np.random.Generator) -> list[Part]:
-    tips, inner = int(rng.integers(5, 8)), rng.uniform(0.38, 0.58)
-    parts = [Part(_rays(tips, inner), BODY)]
-    if rng.random() < 0.5:
-        parts.append(Part(_rays(tips, 0.5 * inner, 0.5), TRIM))
-    return parts
+def flower(rng: np.random.Generator) -> list[Part]:
+    petals, length, heart = int(rng.integers(5, 9)), rng.uniform(0.24, 0.3), rng.uniform(0.17, 0.24)
+    width, y = length * rng.uniform(0.45, 0.7), -0.4
+    parts = [Part(_rectangle(-0.05, y, 0.05, 1), DARK)]
+    if rng.random() < 0.7:
+        parts.append(Part(_polygon((0, 0.75), (0.3, 0.35), (0.4, 0.6)), DARK))
+    for turn in np.arange(petals) * (2 * np.pi / petals) + rng.uniform(0, 1):
+        along, across = np.array([np.cos(turn), np.sin(turn)]), np.array([-np.sin(turn), np.cos(turn)])
+        local = _ellipse(length + 0.06, 0, length, width, 14)
+        parts.append(Part(local[:, :1] * along + local[:, 1:] * across + (0, y), BODY))
+    return [*parts, Part(_ellipse(0, y, heart, heart, 14), TRIM)]
 
 
 def mug(rng: np.random.Generator) -> list[Part]:
@@ -127,7 +125,7 @@ def distractor(rng: np.random.Generator) -> list[Part]:
     if kind == 4:
         arm = rng.uniform(0.18, 0.35)
         return [Part(_rectangle(-1, -arm, 1, arm), BODY), Part(_rectangle(-arm, -1, arm, 1), TRIM)]
-    turn, radius = np.sort(rng.uniform(0, 2 * np.pi, 9)), rng.uniform(0.55, 1, 9)
+    turn, radius = np.sort(rng.uniform(0, 2 * np.pi, 9)), rng.uniform(0.75, 1, 9)
     return [Part(np.stack([radius * np.cos(turn), radius * np.sin(turn)], axis=1), BODY)]
 
 
@@ -137,11 +135,11 @@ class Thing(NamedTuple):
 
 
 THINGS = {
-    'fish': Thing(fish, 50),
+    'fish': Thing(fish, 25),
     'tree': Thing(tree, 15),
     'house': Thing(house, 12),
     'car': Thing(car, 20),
-    'star': Thing(star, 180),
+    'flower': Thing(flower, 25),
     'mug': Thing(mug, 30),
 }
 DISTRACTOR = Thing(distractor, 180)

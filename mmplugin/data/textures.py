@@ -20,12 +20,12 @@ def soft_noise(rng: np.random.Generator, shape: tuple[int, int], cell: tuple[flo
     return cv2.resize(spots, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC)
 
 
-def surface(rng: np.random.Generator, shape: tuple[int, int], base: np.ndarray) -> np.ndarray:
-    """One of six textures in `base` and a second colour, (H, W, 3)."""
+def surface(rng: np.random.Generator, shape: tuple[int, int], base: np.ndarray, plain: float = 1 / 6) -> np.ndarray:
+    """One of five textures in `base` and a second colour, or with probability `plain` none; (H, W, 3)."""
     y, x = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
     turn, pitch = rng.uniform(0, np.pi), rng.uniform(5, 14)
     along, across = x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
-    kind = int(rng.integers(6))
+    kind = 0 if rng.random() < plain else int(rng.integers(1, 6))
     if kind == 0:
         blend = np.zeros(shape, dtype=np.float32)
     elif kind == 1:

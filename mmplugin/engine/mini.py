@@ -8,9 +8,10 @@ from mmengine.config import Config
 from mmplugin.data.mini import ensure_mini_ade, ensure_mini_coco
 from mmplugin.engine.config import dicts, drop_missing_weights, is_segmentation, set_classes
 
-CHANNELS = 128  # of the pyramid and what reads it, instead of 256
+CHANNELS = 64  # of the pyramid and what reads it, instead of 256
 BATCH = 4
-DETECTION_EPOCHS, SEGMENTATION_ITERS = 4, 400
+NORM = dict(type='BN', requires_grad=True)  # in what starts from chance: it then learns in minutes
+DETECTION_EPOCHS, SEGMENTATION_ITERS = 3, 400
 
 
 def apply(cfg: Config, root: Path) -> None:
@@ -28,7 +29,7 @@ def apply(cfg: Config, root: Path) -> None:
 
 
 def _optimise(cfg: Config, lr: float, total: int, warmup: int, by_epoch: bool) -> None:
-    cfg.optim_wrapper.optimizer.update(lr=lr, weight_decay=0.05)
+    cfg.optim_wrapper.optimizer.update(lr=lr, weight_decay=0.05, fused=True)
     cfg.optim_wrapper.clip_grad = dict(max_norm=10.0)
     cfg.param_scheduler = [
         dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=warmup),
@@ -61,17 +62,20 @@ def _detection(cfg: Config, root: Path) -> None:
                 evaluator['ann_file'] = str(mini.root / 'annotations' / 'val.json')
     model = cfg.model
     _narrow(model)
+    model.neck.norm_cfg = NORM
     if model.type == 'MaskRCNN':
         model.train_cfg.rpn_proposal.update(nms_pre=300, max_per_img=100)
         model.test_cfg.rpn.update(nms_pre=300, max_per_img=100)
         model.train_cfg.rcnn.sampler.num = 64
         model.test_cfg.rcnn.max_per_img = 30
-        model.roi_head.bbox_head.fc_out_channels = 256
-        model.roi_head.mask_head.num_convs = 2
+        model.roi_head.bbox_head.update(fc_out_channels=256, reg_class_agnostic=True)
+        model.roi_head.mask_head.update(num_convs=2, norm_cfg=NORM, class_agnostic=True)
+        model.rpn_head.anchor_generator.scales = [4]  # the pictures, and the things in them, are small
     else:
+        model.bbox_head.anchor_generator.octave_base_scale = 2
         model.bbox_head.stacked_convs = 2
         model.test_cfg.update(nms_pre=300, max_per_img=30)
-    cfg.train_cfg.update(max_epochs=DETECTION_EPOCHS, val_interval=DETECTION_EPOCHS // 2)
+    cfg.train_cfg.update(max_epochs=DETECTION_EPOCHS, val_interval=1, val_begin=2)
     _optimise(cfg, lr=1e-3, total=DETECTION_EPOCHS, warmup=50, by_epoch=True)
 
 
@@ -96,6 +100,7 @@ def _segmentation(cfg: Config, root: Path) -> None:
             node['crop_size'] = (160, 160)
     cfg.model.data_preprocessor.size = (160, 160)
     _narrow(cfg.model)
+    cfg.model.neck.norm_cfg = NORM
     cfg.model.decode_head.in_channels = [CHANNELS] * len(cfg.model.decode_head.in_channels)
     cfg.model.decode_head.channels = CHANNELS // 2
     cfg.train_cfg.update(max_iters=SEGMENTATION_ITERS, val_interval=SEGMENTATION_ITERS)

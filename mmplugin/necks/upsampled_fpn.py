@@ -14,15 +14,16 @@ from mmplugin.errors import UserError
 EXTRA_SOURCES = (False, 'on_input', 'on_lateral', 'on_output')
 
 
-class Conv(nn.Module):
-    """A convolution whose weights are named ``*.conv.*``, as those of mmcv's ConvModule are."""
+class Conv(nn.Sequential):
+    """A convolution and its norm, if any, with the names that mmcv's ConvModule has: ``*.conv.*``, ``*.bn.*``."""
 
-    def __init__(self, conv: nn.Module):
+    def __init__(self, kind: type[nn.Module], in_channels: int, out_channels: int, norm_cfg: dict | None, **sizes: int):
         super().__init__()
-        self.conv = conv
+        self.conv = kind(in_channels, out_channels, bias=norm_cfg is None, **sizes)
+        if norm_cfg is not None:
+            from mmcv.cnn import build_norm_layer
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)
+            self.add_module(*build_norm_layer(norm_cfg, out_channels))
 
 
 @MODELS.register_module(force=True)  # in the place of the builder that `import mmplugin` registers
@@ -43,6 +44,7 @@ class UpsampledFPN(BaseModule):
         out_strides: Strides to return, each twice the one before.
         add_extra_convs: How levels coarser than the backbone's are made: False (subsampling) or the source of strided
             convolutions, one of 'on_input', 'on_lateral', 'on_output'.
+        norm_cfg: A norm after every convolution, as in mmdet's FPN; None for biases instead.
         init_cfg: As everywhere in OpenMMLab.
     """
 
@@ -53,6 +55,7 @@ class UpsampledFPN(BaseModule):
         out_channels: int,
         out_strides: Sequence[int],
         add_extra_convs: bool | str = False,
+        norm_cfg: dict | None = None,
         init_cfg: dict | None = None,
     ):
         super().__init__(init_cfg or dict(type='Xavier', layer='Conv2d', distribution='uniform'))
@@ -77,19 +80,23 @@ class UpsampledFPN(BaseModule):
         self.first = in_strides.index(max(out_strides[0], in_strides[0]))
         used = range(self.first, len(in_strides))
         self.returned = [in_strides[i] for i in used if in_strides[i] in out_strides]
-        def output() -> Conv:
-            return Conv(nn.Conv2d(out_channels, out_channels, 3, padding=1))
 
-        self.lateral_convs = nn.ModuleList(Conv(nn.Conv2d(in_channels[i], out_channels, 1)) for i in used)
+        def conv(channels: int, kind: type[nn.Module] = nn.Conv2d, **sizes: int) -> Conv:
+            return Conv(kind, channels, out_channels, norm_cfg, **sizes)
+
+        def output() -> Conv:
+            return conv(out_channels, kernel_size=3, padding=1)
+
+        self.lateral_convs = nn.ModuleList(conv(in_channels[i], kernel_size=1) for i in used)
         self.fpn_convs = nn.ModuleList(output() for _ in self.returned)
         self.num_coarser = sum(stride > in_strides[-1] for stride in out_strides)
         if add_extra_convs:
             for i in range(self.num_coarser):
                 channels = in_channels[-1] if i == 0 and add_extra_convs == 'on_input' else out_channels
-                self.fpn_convs.append(Conv(nn.Conv2d(channels, out_channels, 3, stride=2, padding=1)))
+                self.fpn_convs.append(conv(channels, kernel_size=3, stride=2, padding=1))
         num_finer = sum(stride < in_strides[0] for stride in out_strides)
         self.upsample_convs = nn.ModuleList(
-            Conv(nn.ConvTranspose2d(out_channels, out_channels, 2, stride=2)) for _ in range(num_finer)
+            conv(out_channels, nn.ConvTranspose2d, kernel_size=2, stride=2) for _ in range(num_finer)
         )
         self.upsampled_fpn_convs = nn.ModuleList(output() for _ in range(num_finer))
 

@@ -1,0 +1,11 @@
+# The yardstick of the mini set (docs/segmentation.md), not one of the 39: ResNet-18 under the same recipe.
+_base_ = ['../_base_/models/semantic_fpn.py', '../_base_/datasets/ade20k.py', '../_base_/recipes/40k_v2.py']
+model = dict(
+    backbone=dict(
+        type='ResNet',
+        depth=18,
+        norm_eval=True,
+        init_cfg=dict(type='Pretrained', checkpoint='torchvision://resnet18'),
+    ),
+    neck=dict(in_channels=[64, 128, 256, 512]),
+)
