@@ -111,7 +111,7 @@ def test_scenes_hold_what_they_promise():
         extents = [max(np.ptp(np.nonzero(mask), axis=1)) for mask in drawn.masks]
         sizes += max(extents) > 2 * min(extents)
         hidden += len(extents) < 6 and (drawn.semantic == NO_CLASS).any()
-    assert sizes > 20
+    assert sizes >= 20  # in a third of the scenes something is twice as large as something else
     assert hidden > 10  # distractors
 
 
