@@ -151,3 +151,18 @@ def test_pycocotools_and_the_fast_evaluator_agree(tmp_path):
         results.append(metric.evaluate(len(coco.imgs)))
     assert 0.1 < results[0]['coco/bbox_mAP'] < 0.9
     assert results[0] == pytest.approx(results[1], abs=1e-3)
+
+
+def test_balanced_cross_entropy_counts_by_weight_and_skips_ignored_pixels():
+    from mmplugin.engine.losses import BalancedCrossEntropy
+
+    pred, label = torch.randn(2, 3, 4, 5), torch.randint(3, (2, 4, 5))
+    label[0, :2], weights = 255, [1.0, 4.0, 0.5]
+    lost = counted = 0.0
+    for image, row, column in (label != 255).nonzero().tolist():
+        true = int(label[image, row, column])
+        lost -= weights[true] * float(pred[image, :, row, column].log_softmax(0)[true])
+        counted += weights[true]
+    loss = BalancedCrossEntropy(weights)
+    torch.testing.assert_close(loss(pred, label), torch.tensor(lost / counted))
+    assert loss(pred, torch.full_like(label, 255)) == 0  # nothing to learn from, and no nan

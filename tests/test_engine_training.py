@@ -124,7 +124,7 @@ def test_two_processes_equal_one_on_the_same_batches(tmp_path: Path):
         'model.neck.norm_cfg': None,
         'model.decode_head.norm_cfg': None,
         'model.decode_head.dropout_ratio': 0.0,
-        'model.decode_head.loss_decode.class_weight': None,
+        'model.decode_head.loss_decode': dict(type='CrossEntropyLoss', use_sigmoid=False, _delete_=True),
     }
     config = _tiny('semfpn_evit_m0', tmp_path / 'config', **changes)
     cfg = Config.fromfile(config)

@@ -108,7 +108,7 @@ def _segmentation(cfg: Config, root: Path) -> None:
     cfg.model.decode_head.in_channels = [CHANNELS] * len(cfg.model.decode_head.in_channels)
     cfg.model.decode_head.channels = CHANNELS
     weights = [1.0 if name in STUFF_NAMES else THING_WEIGHT for name in mini.classes]
-    cfg.model.decode_head.loss_decode.class_weight = weights
+    cfg.model.decode_head.loss_decode = dict(type='BalancedCrossEntropy', class_weight=weights)
     cfg.train_cfg.update(max_iters=SEGMENTATION_ITERS, val_interval=SEGMENTATION_ITERS)
     cfg.default_hooks.checkpoint.interval = SEGMENTATION_ITERS // 2
     _optimise(cfg, lr=2e-3, total=SEGMENTATION_ITERS, warmup=50, by_epoch=False)
