@@ -122,6 +122,7 @@ def test_no_detections_and_no_truth():
 def test_pycocotools_and_the_fast_evaluator_agree(tmp_path):
     pytest.importorskip('mmdet.evaluation.metrics.faster_coco_metric', reason='stock mmdet has no FasterCocoMetric')
     from mmdet.registry import METRICS
+    from mmengine.registry import DefaultScope
 
     from mmplugin.data.mini import ensure_mini_coco
 
@@ -132,7 +133,8 @@ def test_pycocotools_and_the_fast_evaluator_agree(tmp_path):
     rng = np.random.default_rng(0)
     results = []
     for kind in ('CocoMetric', 'FasterCocoMetric'):
-        metric = METRICS.build(dict(type=kind, ann_file=str(mini.root / 'annotations/val.json'), metric='bbox'))
+        with DefaultScope.overwrite_default_scope('mmdet'):  # another test may have left mmseg's
+            metric = METRICS.build(dict(type=kind, ann_file=str(mini.root / 'annotations/val.json'), metric='bbox'))
         metric.dataset_meta = {'classes': mini.classes}
         rng = np.random.default_rng(0)
         for image_id, image in coco.imgs.items():
