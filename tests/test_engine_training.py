@@ -155,6 +155,9 @@ def test_report_dumped_config_and_inferencer(tmp_path: Path, capfd: pytest.Captu
     config = _tiny('maskrcnn_v2_s0', tmp_path / 'config', **{'model.test_cfg.rcnn.score_thr': 0.0})
     work_dir = tmp_path / 'run'
     _run(config, work_dir)
+    said, log = ''.join(capfd.readouterr()), next(work_dir.glob('*/*.log')).read_text()
+    assert 'Hooks will be executed' in log
+    assert 'Hooks will be executed' not in said  # hundreds of lines before anything happens
     page = (work_dir / 'report.html').read_text()
     assert page.count('data:image/jpeg;base64') == 2
     assert page.count('data:image/png;base64') == 2

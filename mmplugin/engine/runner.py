@@ -4,6 +4,7 @@ import warnings
 
 import torch
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 from torch import distributed as dist
@@ -11,6 +12,16 @@ from torch import nn
 
 from mmplugin.engine.config import is_segmentation, without_sync_norms
 from mmplugin.engine.strides import check_strides
+from mmplugin.hooks.progress import quieten
+
+
+class QuietRunner(Runner):
+    """mmengine's, but the hundreds of lines that it says while it is built go to its log file only."""
+
+    def build_logger(self, *args, **kwargs) -> MMLogger:
+        logger = super().build_logger(*args, **kwargs)
+        quieten(logger)
+        return logger
 
 
 def prepare(cfg: Config) -> None:
@@ -53,6 +64,6 @@ def build_runner(cfg: Config) -> Runner:
     _start_processes_without_gpu(cfg)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', UserWarning)  # mmdet and mmseg are chatty while they build
-        runner = Runner.from_cfg(cfg)
+        runner = QuietRunner.from_cfg(cfg)
     check_strides(runner.model)
     return runner
