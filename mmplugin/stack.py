@@ -4,12 +4,16 @@ OneDL is the maintained continuation, the default. Stock is what OpenMMLab itsel
 import names, so only the installed distributions tell which one is there.
 """
 
+import io
 import sys
 import warnings
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from importlib.metadata import distributions
 from pathlib import Path
+from types import ModuleType
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +86,12 @@ def quiet_known_noise() -> None:
     """Silence the libraries' warnings that are not about the user's doing. Tools call this, imports do not."""
     for message, category in _NOISE:
         warnings.filterwarnings('ignore', message=message, category=category)
+
+
+def import_quietly(name: str) -> ModuleType:
+    """Import a package of mmdet or mmseg without what it prints: that its vendor's cloud is not installed."""
+    with redirect_stdout(io.StringIO()):
+        return import_module(name)
 
 
 _NOISE = (

@@ -8,11 +8,11 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from mmplugin.engine.config import Settings, load_config
+from mmplugin.engine.config import Settings, is_segmentation, load_config
 
 from .check_coco import check_coco
 from .check_seg import check_seg
-from .finding import ERROR, Finding, is_segmentation
+from .finding import ERROR, Finding
 
 _STYLE = {'error': 'bold red', 'warning': 'yellow', 'note': 'dim'}
 

@@ -12,6 +12,9 @@ from typing import Any
 from mmengine.config import Config
 from rich.progress import track
 
+from mmplugin import stack
+from mmplugin.engine.config import is_segmentation
+
 ERROR, WARNING, NOTE = 'error', 'warning', 'note'
 SAMPLE = 16  # files that the fast check opens per split
 
@@ -73,7 +76,7 @@ def _leaves(dataset: dict, key: str) -> Iterator[tuple[dict, str]]:
 def splits(cfg: Config) -> list[Split]:
     """The innermost datasets of all loaders, wrappers such as RepeatDataset taken off."""
     scope = 'mmseg' if is_segmentation(cfg) else 'mmdet'
-    import_module(f'{scope}.datasets')
+    stack.import_quietly(f'{scope}.datasets')
     registry = import_module(f'{scope}.registry').DATASETS
     found = []
     for name in ('train', 'val', 'test'):
@@ -90,10 +93,6 @@ def splits(cfg: Config) -> list[Split]:
             classes = classes if classes is None or isinstance(classes, str) else tuple(classes)
             found.append(Split(name, key, plain, dataset_class, classes))
     return found
-
-
-def is_segmentation(cfg: Config) -> bool:
-    return cfg.get('default_scope') == 'mmseg' or 'decode_head' in (cfg.get('model') or {})
 
 
 def _heads(node: Any, key: str) -> Iterator[tuple[str, int]]:

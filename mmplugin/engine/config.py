@@ -71,7 +71,7 @@ def load_config(
 
 
 def is_segmentation(cfg: Config) -> bool:
-    return cfg.get('default_scope') == 'mmseg'
+    return cfg.get('default_scope') == 'mmseg' or 'decode_head' in (cfg.get('model') or {})
 
 
 def dicts(node: Any) -> Iterator[dict]:

@@ -1,35 +1,66 @@
 """A config's runner, and models of either library built in one process."""
 
+import io
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 
 import torch
 from mmengine.config import Config
-from mmengine.logging import MMLogger
+from mmengine.evaluator import Evaluator
+from mmengine.logging import MMLogger, print_log
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 from torch import distributed as dist
 from torch import nn
+from torch.utils.data import DataLoader
 
+from mmplugin import stack
 from mmplugin.engine.config import is_segmentation, without_sync_norms
 from mmplugin.engine.strides import check_strides
 from mmplugin.hooks.progress import quieten
 
 
+@contextmanager
+def _prints_to_log() -> Iterator[None]:
+    """What pycocotools and others print inside goes to the log, whose lines the terminal does not show."""
+    text = io.StringIO()
+    try:
+        with redirect_stdout(text):
+            yield
+    finally:
+        if text.getvalue():
+            print_log(text.getvalue().rstrip(), logger='current', level=logging.INFO)
+
+
+class _QuietEvaluator(Evaluator):
+    def evaluate(self, size: int) -> dict:
+        with _prints_to_log():
+            return super().evaluate(size)
+
+
 class QuietRunner(Runner):
-    """mmengine's, but the hundreds of lines that it says while it is built go to its log file only."""
+    """mmengine's, but the hundreds of lines that it and the libraries below it say go to its log file only."""
 
     def build_logger(self, *args, **kwargs) -> MMLogger:
         logger = super().build_logger(*args, **kwargs)
         quieten(logger)
         return logger
 
+    @staticmethod
+    def build_dataloader(*args, **kwargs) -> DataLoader:
+        with _prints_to_log():
+            return Runner.build_dataloader(*args, **kwargs)
+
+    def build_evaluator(self, evaluator: dict | list | Evaluator) -> Evaluator:
+        with _prints_to_log():
+            return super().build_evaluator(_QuietEvaluator(evaluator) if isinstance(evaluator, list) else evaluator)
+
 
 def prepare(cfg: Config) -> None:
     """What must be right before anything is built: modules imported, and what needs a GPU only with one."""
-    if is_segmentation(cfg):
-        import mmseg.models  # noqa: F401
-    else:
-        import mmdet.models  # noqa: F401
+    stack.import_quietly('mmseg.models' if is_segmentation(cfg) else 'mmdet.models')
     gpu = torch.cuda.is_available()
     if not gpu:
         without_sync_norms(cfg)

@@ -156,7 +156,16 @@ def summary(metrics: dict[str, float]) -> str:
 
 
 def quieten(logger: logging.Logger) -> None:
-    """What mmengine says goes to its log file only; warnings and errors still reach the terminal."""
+    """What mmengine says goes to its log file only; warnings and errors still reach the terminal.
+
+    What libraries warn of in their own use of each other does not.
+    """
     for handler in logger.handlers:
         if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
             handler.setLevel(max(handler.level, logging.WARNING))
+            if _users_should_see not in handler.filters:
+                handler.addFilter(_users_should_see)
+
+
+def _users_should_see(record: logging.LogRecord) -> bool:
+    return not any(noise in record.getMessage() for noise in ('deprecated', 'The prefix is not set in metric class'))
