@@ -25,10 +25,9 @@ class Stem(nn.Sequential):
 
     def __init__(self, in_channels: int, channels: int):
         super().__init__(
-            ConvNorm(in_channels, channels // 2, 3, 2),
-            nn.ReLU(inplace=True),
-            ConvNorm(channels // 2, channels, 3, 2),
-            nn.ReLU(inplace=True),
+            ConvNorm(in_channels, channels // 2, 3, 2, relu=True),
+            nn.Identity(),  # keeps the numbering of the weights' names: convolutions at 0 and 2
+            ConvNorm(channels // 2, channels, 3, 2, relu=True),
         )
 
 

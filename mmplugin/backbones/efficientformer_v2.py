@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from mmplugin.layers import BIASES, ConvNorm, DropPath, attend, drop_path_rates
+from mmplugin.layers import BIASES, ConvNorm, DropPath, attend, compiled_for_inference, drop_path_rates
 
 from .base import DenseBackbone, FusesScales, Stage
 
@@ -76,8 +76,24 @@ class Attention(nn.Module):
         x = self.v_local(v).add_(x)
         if self.stride_conv is not None:
             # Twice the size, then cut: an odd map keeps the sampling grid of the strided convolution.
-            x = F.interpolate(x, scale_factor=2, mode='bilinear')[..., :height, :width]
+            x = _doubled(x)[..., :height, :width]
         return self.proj(x, layer_scale)
+
+
+def _doubled(x: Tensor) -> Tensor:
+    return _doubled_opaque(x) if compiled_for_inference() else F.interpolate(x, scale_factor=2, mode='bilinear')
+
+
+@torch.library.custom_op('mmplugin::doubled', mutates_args=())
+def _doubled_opaque(x: Tensor) -> Tensor:
+    """For torch.compile at inference: what inductor makes of it takes many times as long on a CPU."""
+    return F.interpolate(x, scale_factor=2, mode='bilinear').contiguous(memory_format=torch.channels_last)
+
+
+@_doubled_opaque.register_fake
+def _(x: Tensor) -> Tensor:
+    batch, channels, height, width = x.shape
+    return x.new_empty(batch, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
 
 
 class LocalGlobalQuery(nn.Module):

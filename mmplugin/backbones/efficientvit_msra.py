@@ -29,18 +29,19 @@ class Stem(nn.Sequential):
         widths = (in_channels, channels // 8, channels // 4, channels // 2, channels)
         layers: list[nn.Module] = []
         for before, after in pairwise(widths):
-            layers += [ConvNorm(before, after, 3, 2, bias=False), nn.ReLU(inplace=True)]
+            # the identities keep the numbering of the published weights' names
+            layers += [ConvNorm(before, after, 3, 2, bias=False, relu=after < channels), nn.Identity()]
         super().__init__(*layers[:-1])
 
 
 class Mlp(nn.Module):
     def __init__(self, channels: int, zero_init: bool):
         super().__init__()
-        self.pw1 = ConvNorm(channels, 2 * channels, bias=False)
+        self.pw1 = ConvNorm(channels, 2 * channels, bias=False, relu=True)
         self.pw2 = ConvNorm(2 * channels, channels, bias=False, zero_init=zero_init)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.pw2(F.relu_(self.pw1(x)))
+        return self.pw2(self.pw1(x))
 
 
 class TokenInteraction(ConvNorm):
@@ -105,13 +106,16 @@ class WindowAttention(CascadedGroupAttention):
         batch, channels, height, width = x.shape
         if height <= WINDOW and width <= WINDOW:
             return super().forward(x)
-        x = F.pad(x, (0, -width % WINDOW, 0, -height % WINDOW))
-        rows, columns = x.shape[2] // WINDOW, x.shape[3] // WINDOW
+        # in these words, torch.compile sees for every size that the windows fill the padded map
+        rows, columns = -(-height // WINDOW), -(-width // WINDOW)
+        x = F.pad(x, (0, columns * WINDOW - width, 0, rows * WINDOW - height))
         # Windows are cut and joined with the channels last, where a pixel's channels stay together.
         x = x.permute(0, 2, 3, 1).view(batch, rows, WINDOW, columns, WINDOW, channels).transpose(2, 3)
         x = super().forward(x.reshape(-1, WINDOW, WINDOW, channels).permute(0, 3, 1, 2))
         x = x.permute(0, 2, 3, 1).reshape(batch, rows, columns, WINDOW, WINDOW, channels).transpose(2, 3)
-        return x.reshape(batch, rows * WINDOW, columns * WINDOW, channels).permute(0, 3, 1, 2)[..., :height, :width]
+        x = x.reshape(batch, rows * WINDOW, columns * WINDOW, channels).permute(0, 3, 1, 2)[..., :height, :width]
+        # a layout that depends on the size would tie the graph to it; the compiler copies nothing for this
+        return x.clone(memory_format=torch.channels_last) if torch.compiler.is_compiling() else x
 
 
 class SqueezeExcite(nn.Module):
@@ -130,13 +134,13 @@ class PatchMerging(nn.Module):
     def __init__(self, channels: int, out_channels: int):
         super().__init__()
         hidden = 4 * channels
-        self.conv1 = ConvNorm(channels, hidden, bias=False)
-        self.conv2 = ConvNorm(hidden, hidden, 3, 2, groups=hidden, bias=False)
+        self.conv1 = ConvNorm(channels, hidden, bias=False, relu=True)
+        self.conv2 = ConvNorm(hidden, hidden, 3, 2, groups=hidden, bias=False, relu=True)
         self.se = SqueezeExcite(hidden)
         self.conv3 = ConvNorm(hidden, out_channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv3(self.se(F.relu_(self.conv2(F.relu_(self.conv1(x))))))
+        return self.conv3(self.se(self.conv2(self.conv1(x))))
 
 
 class Downsample(nn.Module):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch._inductor.config
 from torch import Tensor, nn
 
 from mmplugin.backbones import FAMILIES
@@ -247,7 +248,9 @@ def variant(runnable: Runnable, mode: str) -> Callable[[Tensor], object]:
             raise UserError(f'{type(core).__name__} has no fuse(): measure it without the mode {mode!r}')
         core.fuse()
     if 'compiled' in steps:
-        core.compile(dynamic=False, options={'freezing': True})
+        # as an option of compile() it comes too late: weights must be constants when the model is traced
+        torch._inductor.config.freezing = True
+        core.compile(dynamic=False)
     if 'bf16' not in steps:
         return runnable.infer
 

@@ -1,6 +1,6 @@
 """What more than one family of backbones uses."""
 
-from .attention import attend
+from .attention import attend, compiled_for_inference
 from .attention_bias import BIASES, OffsetBias, UpstreamBias, remembered, resize_matrix
 from .checkpoint import checkpoint
 from .conv_norm import ConvNorm
@@ -15,6 +15,7 @@ __all__ = [
     'UpstreamBias',
     'attend',
     'checkpoint',
+    'compiled_for_inference',
     'drop_path_rates',
     'freeze',
     'freeze_norms',

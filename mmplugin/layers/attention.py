@@ -1,14 +1,35 @@
 """Attention over whole maps whose memory grows with the number of pixels, not with its square."""
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .attention_bias import OffsetBias
+from .attention_bias import BIASES, OffsetBias
 
 # Logits (all heads, a chunk of queries, all keys) of one image that are in memory at once; 4 M floats are 16 MB.
 MAX_LOGITS = 4 * 2**20
+
+
+class _Maps(NamedTuple):
+    """What is known of the maps: which bias, how far apart its queries are, and the size of the map of keys."""
+
+    kind: str
+    stride: int
+    height: int
+    width: int
+
+    @property
+    def row(self) -> int:
+        """Queries in a row."""
+        return -(-self.width // self.stride)
+
+
+def compiled_for_inference() -> bool:
+    """Whether torch.compile traces this, neither for training nor for an export: operators of our own are allowed."""
+    return torch.compiler.is_compiling() and not torch.compiler.is_exporting() and not torch.is_grad_enabled()
 
 
 def attend(
@@ -34,29 +55,57 @@ def attend(
     Returns:
         A map (B, heads * e, queries in rows, queries in columns), channels last in memory
     """
-    height, width = size
-    row = -(-width // bias.stride)  # queries in a row
-    rows = q.shape[-1] // row
-    offsets = bias.offsets(height, width)
-    if talking_heads is not None and bias.by_offset:
-        # The first mixing is linear, so it may act on the table instead of on every pair.
-        before = talking_heads[0]
-        mixed = before.weight.flatten(1) @ offsets.flatten(1) + before.bias[:, None]
-        offsets = mixed.view_as(offsets)
-    if torch.compiler.is_compiling():  # all at once: a number of chunks in the graph would tie it to one size
-        x = _attend_rows(q, k, v, offsets, bias, size, 0, None, talking_heads)
+    maps = _Maps(bias.kind, bias.stride, *size)
+    offsets = bias.offsets(*size)
+    mixing: list[Tensor] = []
+    if talking_heads is not None:
+        before, after = talking_heads
+        mixing = [before.weight.flatten(1), before.bias[:, None], after.weight.flatten(1), after.bias[:, None]]
+        if bias.by_offset:  # the first mixing is linear, so it may act on the table instead of on every pair
+            offsets = (mixing[0] @ offsets.flatten(1) + mixing[1]).view_as(offsets)
+    if compiled_for_inference():
+        x = _opaque(q, k, v, offsets, mixing, *maps)
+    elif torch.compiler.is_compiling():  # all at once: a number of chunks in the graph would tie it to one size
+        x = _attend_rows(q, k, v, offsets, mixing, maps)
     else:
-        chunk = max(1, MAX_LOGITS // (q.shape[1] * row * k.shape[-1]))
-        outputs = []
-        for start in range(0, rows, chunk):
-            stop = min(start + chunk, rows)
-            arguments = (q[..., start * row : stop * row], k, v, offsets, bias, size, start, stop, talking_heads)
-            recompute = torch.is_grad_enabled()
-            outputs.append(
-                checkpoint(_attend_rows, *arguments, use_reentrant=False) if recompute else _attend_rows(*arguments)
-            )
-        x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
-    return x.flatten(2).transpose(1, 2).unflatten(2, (rows, row))
+        x = _in_chunks(q, k, v, offsets, mixing, maps)
+    return x.flatten(2).transpose(1, 2).unflatten(2, (q.shape[-1] // maps.row, maps.row))
+
+
+def _in_chunks(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, mixing: list[Tensor], maps: _Maps) -> Tensor:
+    """(B, queries, heads, e)"""
+    rows = q.shape[-1] // maps.row
+    chunk = max(1, MAX_LOGITS // (q.shape[1] * maps.row * k.shape[-1]))
+    outputs = []
+    for start in range(0, rows, chunk):
+        stop = min(start + chunk, rows)
+        arguments = (q[..., start * maps.row : stop * maps.row], k, v, offsets, mixing, maps, start, stop)
+        recompute = torch.is_grad_enabled()
+        outputs.append(
+            checkpoint(_attend_rows, *arguments, use_reentrant=False) if recompute else _attend_rows(*arguments)
+        )
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
+
+
+@torch.library.custom_op('mmplugin::attend', mutates_args=())
+def _opaque(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: Tensor,
+    mixing: list[Tensor],
+    kind: str,
+    stride: int,
+    height: int,
+    width: int,
+) -> Tensor:
+    """For torch.compile at inference: in chunks here as well, and in less time than what inductor makes of it."""
+    return _in_chunks(q, k, v, offsets, mixing, _Maps(kind, stride, height, width)).contiguous()
+
+
+@_opaque.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, *others) -> Tensor:
+    return q.new_empty(q.shape[0], q.shape[-1], q.shape[1], v.shape[2])
 
 
 def _attend_rows(
@@ -64,28 +113,27 @@ def _attend_rows(
     k: Tensor,
     v: Tensor,
     offsets: Tensor,
-    bias: OffsetBias,
-    size: tuple[int, int],
-    start: int,
-    stop: int | None,
-    talking_heads: tuple[nn.Conv2d, nn.Conv2d] | None,
+    mixing: list[Tensor],
+    maps: _Maps,
+    start: int = 0,
+    stop: int | None = None,
 ) -> Tensor:
     """(B, queries, heads, e)"""
-    table = bias.expand(offsets, *size, start, stop).to(q.dtype)  # (heads, queries, keys)
-    q, k, v = q.transpose(2, 3), k, v.transpose(2, 3)
-    if talking_heads is None:
+    bias = BIASES[maps.kind]
+    # (heads, queries, keys)
+    table = bias.expand(offsets, maps.height, maps.width, maps.stride, start, stop).to(q.dtype)
+    q, v = q.transpose(2, 3), v.transpose(2, 3)
+    if not mixing and q.device.type != 'cpu':
         return F.scaled_dot_product_attention(q, k.transpose(2, 3), v, table).transpose(1, 2)
-    before, after = talking_heads
     logits = q * q.shape[-1] ** -0.5 @ k
-    if bias.by_offset:
-        logits = _mix(logits, before.weight, table)
-    else:
-        logits = _mix(logits + table, before.weight, before.bias.view(-1, 1, 1))
-    return (_mix(logits.softmax(-1), after.weight, after.bias.view(-1, 1, 1)) @ v).transpose(1, 2)
+    if not mixing:  # as torch would where values are wider than keys, in two walks over the maps less
+        return (logits.add_(table).softmax(-1) @ v).transpose(1, 2)
+    logits = _mix(logits, mixing[0], table) if bias.by_offset else _mix(logits + table, *mixing[:2])
+    return (_mix(logits.softmax(-1), *mixing[2:]) @ v).transpose(1, 2)
 
 
 def _mix(maps: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A 1x1 convolution over the heads as one matrix product; ``bias`` (heads, queries, keys) or (heads, 1, 1)."""
+    """A 1x1 convolution over the heads as one matrix product; ``bias`` (heads, queries, keys) or (heads, 1)."""
     weight, bias = weight.to(maps.dtype), bias.to(maps.dtype)
-    mixed = torch.baddbmm(bias.flatten(1), weight.flatten(1).expand(len(maps), -1, -1), maps.flatten(2))
+    mixed = torch.baddbmm(bias.flatten(1), weight.expand(len(maps), -1, -1), maps.flatten(2))
     return mixed.view_as(maps)

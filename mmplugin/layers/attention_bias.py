@@ -37,6 +37,12 @@ def resize_matrix(size_in: int, size_out: int, align_corners: bool, device: torc
         return matrix.to(device, dtype).contiguous()
 
 
+def _distances(size: int, stride: int, device: torch.device) -> Tensor:
+    """Where the offset of each query (a row of the result) to each key stands in a signed table."""
+    keys = torch.arange(size, device=device)
+    return keys - keys[::stride, None] + size - 1
+
+
 class OffsetBias(nn.Module):
     """A table over (|dy|, |dx|), resized as a table to the map at hand, height and width separately.
 
@@ -49,6 +55,7 @@ class OffsetBias(nn.Module):
         stride: Distance between neighbouring queries, in keys (2 where attention halves the map).
     """
 
+    kind = 'offset'
     by_offset = True  # what `offsets` returns is a table over offsets
     default_grid = 7  # 224 px at stride 32
     # A resized table is small (8 heads at 1333x800: 130 KB), so the sizes of a whole validation set may stay.
@@ -65,18 +72,22 @@ class OffsetBias(nn.Module):
 
     def forward(self, height: int, width: int) -> Tensor:
         """Bias (heads, queries, keys) for a key map of ``height`` x ``width``."""
-        return self.expand(self.offsets(height, width), height, width)
+        return self.expand(self.offsets(height, width), height, width, self.stride)
 
-    def expand(self, offsets: Tensor, height: int, width: int, start: int = 0, stop: int | None = None) -> Tensor:
+    @staticmethod
+    def expand(
+        offsets: Tensor, height: int, width: int, stride: int, start: int = 0, stop: int | None = None
+    ) -> Tensor:
         """The bias of the query rows from ``start`` to ``stop``, from the table that :meth:`offsets` returned."""
+        heads = len(offsets)
         if torch.compiler.is_compiling():  # the size of a window would tie the graph to one size of image
-            rows, columns = (self._distances(size, offsets.device) for size in (height, width))
-            return offsets[:, rows][..., columns].transpose(2, 3).reshape(self.heads, -1, height * width)
+            rows, columns = (_distances(size, stride, offsets.device) for size in (height, width))
+            return offsets[:, rows][..., columns].transpose(2, 3).reshape(heads, -1, height * width)
         if stop is not None:  # cut before unfolding: backward of a cut view would fill all of it with zeros
-            offsets = offsets[:, start * self.stride : (stop - 1) * self.stride + height]
-        windows = offsets.unfold(1, height, self.stride).unfold(2, width, self.stride)
+            offsets = offsets[:, start * stride : (stop - 1) * stride + height]
+        windows = offsets.unfold(1, height, stride).unfold(2, width, stride)
         # Window y starts at offset y - (height - 1): its keys run backwards.
-        return windows.flip(3, 4).reshape(self.heads, -1, height * width)
+        return windows.flip(3, 4).reshape(heads, -1, height * width)
 
     def offsets(self, height: int, width: int) -> Tensor:
         """The table over signed offsets (heads, 2 * height - 1, 2 * width - 1), remembered where nothing learns."""
@@ -99,11 +110,6 @@ class OffsetBias(nn.Module):
         columns = resize_matrix(self.grid, width, True, table.device, table.dtype)
         return self.signed(rows @ table @ columns.T)
 
-    def _distances(self, size: int, device: torch.device) -> Tensor:
-        """Where the offset of each query (a row of the result) to each key stands in a signed table."""
-        keys = torch.arange(size, device=device)
-        return keys - keys[:: self.stride, None] + size - 1
-
     @staticmethod
     def signed(table: Tensor) -> Tensor:
         """Mirrors a table over (|dy|, |dx|) into one over (dy, dx)."""
@@ -121,12 +127,16 @@ class UpstreamBias(OffsetBias):
     an image. This mixes offsets that are far apart; it is here to reproduce published detectors, for nothing else.
     """
 
+    kind = 'upstream'
     by_offset = False  # but the full matrix, so that memory grows with the square of the number of pixels
     default_grid = 25  # 800 px at stride 32, as for COCO
     max_cached_sizes = 1
 
-    def expand(self, offsets: Tensor, height: int, width: int, start: int = 0, stop: int | None = None) -> Tensor:
-        row = -(-width // self.stride)
+    @staticmethod
+    def expand(
+        offsets: Tensor, height: int, width: int, stride: int, start: int = 0, stop: int | None = None
+    ) -> Tensor:
+        row = -(-width // stride)
         return offsets[:, start * row : None if stop is None else stop * row]
 
     def _offsets(self, height: int, width: int) -> Tensor:
@@ -137,4 +147,4 @@ class UpstreamBias(OffsetBias):
         return F.interpolate(matrix[None], size=(queries, height * width), mode='bicubic', align_corners=False)[0]
 
 
-BIASES = {'offset': OffsetBias, 'upstream': UpstreamBias}
+BIASES = {bias.kind: bias for bias in (OffsetBias, UpstreamBias)}

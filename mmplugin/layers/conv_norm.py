@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .packed import PackedConv
+
 _LAST, _FIRST = (0, 2, 3, 1), (0, 3, 1, 2)  # channels to the last place and back
 
 
@@ -33,6 +35,7 @@ class ConvNorm(nn.Module):
         groups: Groups of the convolution.
         bias: Whether the convolution has a bias of its own (published weights of some families do).
         gelu: Apply GELU to the input first. It is part of this module so that its result need not be kept for backward.
+        relu: Apply ReLU to the result.
         zero_init: Start with a norm scale of zero, so that a residual branch starts as the identity.
     """
 
@@ -45,24 +48,30 @@ class ConvNorm(nn.Module):
         groups: int = 1,
         bias: bool = True,
         gelu: bool = False,
+        relu: bool = False,
         zero_init: bool = False,
     ):
         super().__init__()
         padding = kernel_size // 2
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=bias)
         self.norm: nn.BatchNorm2d | None = nn.BatchNorm2d(out_channels)
-        self.gelu = gelu
+        self.gelu, self.relu = gelu, relu
+        self.packed = PackedConv()
         if zero_init:
             nn.init.zeros_(self.norm.weight)
 
     def forward(self, x: Tensor, layer_scale: Tensor | None = None) -> Tensor:
         """Convolves and normalises; ``layer_scale`` (C,) multiplies the result and is folded in as well."""
+        if self.norm is None and PackedConv.serves(x):
+            return self.packed(self.conv, self._activated(x), self.relu)
         if self.norm is None:
-            return self.conv(self._activated(x))
-        if not self.norm.training and (torch.is_grad_enabled() or self._folding_pays(x)):
-            return self._folded_forward(x, layer_scale)
-        x = self.norm(self.conv(self._activated(x)))
-        return x if layer_scale is None else x * layer_scale.view(-1, 1, 1)
+            x = self.conv(self._activated(x))
+        elif not self.norm.training and (torch.is_grad_enabled() or self._folding_pays(x)):
+            x = self._folded_forward(x, layer_scale)
+        else:
+            x = self.norm(self.conv(self._activated(x)))
+            x = x if layer_scale is None else x * layer_scale.view(-1, 1, 1)
+        return F.relu_(x) if self.relu else x
 
     def _activated(self, x: Tensor) -> Tensor:
         if not self.gelu:
