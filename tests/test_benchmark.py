@@ -25,7 +25,7 @@ TINY = ('evit_m0', '--size', '64', '--rounds', '2')
         (['v2_s0', '--size', '64x'], '--size 64x: allowed'),
         (['v2_s0', '--batch', '0'], '--batch 0: allowed are whole numbers from 1'),
         (['v2_s0', '--rounds', 'many'], '--rounds many: allowed'),
-        (['v2_s0', '--what', 'speed'], '--what speed: allowed are infer, train, kept, peak'),
+        (['v2_s0', '--what', 'speed'], '--what speed: allowed are infer, train, kept, peak, profile'),
         (['v2_s0', '--device', 'tpu'], '--device tpu: allowed are cpu, cuda'),
         (['v2_s0', '--mes-units', '3', '0'], '--mes-units 0: allowed are numbers above 0'),
         (['v2_s0', '--mes-alpha', '0.5', '2'], '--mes-alpha 0.5 2: allowed'),
@@ -189,7 +189,8 @@ def test_the_page_keeps_what_is_around_the_tables(results, tmp_path):
 
 def test_a_small_run_end_to_end(tmp_path, capsys):
     target, picture = tmp_path / 'x.json', tmp_path / 'x.png'
-    argv = ['benchmark', *TINY, '--what', 'infer', 'train', 'kept', '--modes', 'eager', 'fused', '--beside', 'evit_m1']
+    what = ['--what', 'infer', 'train', 'kept', 'profile']
+    argv = ['benchmark', *TINY, *what, '--modes', 'eager', 'fused', '--beside', 'evit_m1']
     assert cli.main([*argv, '--json', str(target), '--plot', str(picture)]) == 0
     found = json.loads(target.read_text())
     assert [(record['name'], record['mode']) for record in found['inference']] == [
@@ -200,6 +201,7 @@ def test_a_small_run_end_to_end(tmp_path, capsys):
     ours, other = found['training']
     assert ours['kept_ratio'] == ours['kept'] / other['kept'] < 1
     assert found['models'][0]['parameters'] == sum(p.numel() for p in _evit_m0().parameters())
+    assert 0 < sum(record['share'] for record in found['profile']) <= 1
     assert picture.read_bytes().startswith(b'\x89PNG')
     assert 'parameters M' in capsys.readouterr().out
 

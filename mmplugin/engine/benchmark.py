@@ -23,7 +23,8 @@ from mmplugin.engine import benchmark_models as models
 from mmplugin.engine import benchmark_output as output
 from mmplugin.errors import UserError
 
-WHAT = ('infer', 'train', 'kept', 'peak')
+WHAT = ('infer', 'train', 'kept', 'peak')  # and, only when asked for:
+PROFILE = 'profile'
 # Threads that wait for work must sleep, or their waiting counts as the other side's processor time
 PASSIVE = {'OMP_WAIT_POLICY': 'passive', 'GOMP_SPINCOUNT': '0'}
 
@@ -35,7 +36,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add('names', nargs='+', metavar='NAME', help='v2_s2, evit (a family), all, timm:v2_s2; a config by path or name')
-    add('--what', nargs='+', default=list(WHAT), metavar='W', help=f'of {", ".join(WHAT)}; all by default')
+    add('--what', nargs='+', default=list(WHAT), metavar='W', help=f'of {", ".join(WHAT)} (the default), and {PROFILE}')
     add('--size', nargs='+', default=['512'], metavar='HxW', help='512, or 800x1333 (height x width); several are fine')
     add('--batch', nargs='+', default=['1'], metavar='N', help='images per inference; several are fine')
     add('--train-batch', default='2', metavar='N', help='images per training step (%(default)s)')
@@ -62,7 +63,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def check(options: argparse.Namespace) -> argparse.Namespace:
     """Everything that can be wrong on the command line is found before anything is measured."""
     for what in options.what:
-        _one_of('--what', what, WHAT)
+        _one_of('--what', what, (*WHAT, PROFILE))
     options.size = [_size('--size', text) for text in options.size]
     options.peak_size = [_size('--peak-size', text) for text in options.peak_size or []] or options.size
     options.batch = [_count('--batch', text) for text in options.batch]
@@ -174,7 +175,8 @@ class Benchmark:
         steps = len(options.what) - ({'train', 'kept'} <= set(options.what))
         task = self.progress and self.progress.add_task('', total=len(self.subjects) * steps)
         for subject in self.subjects:
-            for what, action in (('infer', self._infer), ('train', self._train), ('peak', self._peak)):
+            actions = dict(infer=self._infer, train=self._train, peak=self._peak, profile=self._profile)
+            for what, action in actions.items():
                 if what not in options.what and not (what == 'train' and 'kept' in options.what):
                     continue
                 if self.progress:
@@ -279,6 +281,15 @@ class Benchmark:
                         kept_ratio=kept['ours'] / kept['beside'] if kept and compared else None,
                     )
                 )
+
+    def _profile(self, subject: models.Subject) -> None:
+        for size in self.options.size:
+            side = self._built(subject.name, size)
+            side.model.train()
+            step = partial(measure.training_step, side, measure.image(self.options.train_batch, *size, self.device))
+            for operator, calls, share in measure.operator_shares(step, self.device)[: output.PROFILED]:
+                record = dict(name=models.short(subject.name), size=list(size), batch=self.options.train_batch)
+                self.results.profile.append({**record, 'operator': operator, 'calls': calls, 'share': share})
 
     def _peak(self, subject: models.Subject) -> None:
         options, other = self.options, self._other(subject)

@@ -1,4 +1,4 @@
-"""Time, memory kept for backward, peak memory. Everything that is compared runs in turn, in one process."""
+"""Time, memory kept for backward, peak memory, operators. Everything that is compared runs in turn, in one process."""
 
 import json
 import resource
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from mmplugin.engine.benchmark_models import Runnable, resolve, variant
 from mmplugin.errors import UserError
@@ -83,6 +84,18 @@ def training_step(runnable: Runnable, x: Tensor) -> None:
     for parameter in runnable.model.parameters():
         parameter.grad = None
     runnable.loss(x).backward()
+
+
+def operator_shares(step: Callable[[], object], device: torch.device) -> list[tuple[str, int, float]]:
+    """Where one training step goes: (operator, calls, share of all operators' own time), the longest first."""
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == 'cuda' else [])]
+    step()
+    with profile(activities=activities) as record:
+        step()
+    events = record.key_averages()
+    times = [event.self_device_time_total if device.type == 'cuda' else event.self_cpu_time_total for event in events]
+    shares = [(event.key, event.count, time / max(1, sum(times))) for event, time in zip(events, times, strict=True)]
+    return sorted(shares, key=lambda share: -share[2])
 
 
 def image(batch: int, height: int, width: int, device: torch.device | str = 'cpu') -> Tensor:

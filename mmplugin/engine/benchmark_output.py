@@ -23,6 +23,7 @@ GOALS = {
     'fused+compiled': (0.45, 'inference, fused+compiled'),
 }
 STRICTER = {'v2_s2': {'kept': 0.5, 'step': 0.85}}
+PROFILED = 12  # operators of a training step that are listed
 GROWTH_GOAL = 1.3  # memory may grow by this much more than the number of pixels
 
 
@@ -35,6 +36,7 @@ class Results:
     inference: list[dict] = field(default_factory=list)
     training: list[dict] = field(default_factory=list)
     memory: list[dict] = field(default_factory=list)
+    profile: list[dict] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def write_json(self, path: Path) -> None:
@@ -153,14 +155,29 @@ def grids(results: Results) -> list[Grid]:
             for record in results.memory
         ],
     )
-    return [grid for grid in (models, inference, training, memory) if grid.rows]
+    profile = Grid(
+        "A training step's operators, by their share of the time",
+        ('model', 'size', 'batch', 'operator', 'calls', 'share'),
+        [
+            (
+                record['name'],
+                _size(record['size']),
+                str(record['batch']),
+                record['operator'],
+                str(record['calls']),
+                f'{record["share"]:.1%}',
+            )
+            for record in results.profile
+        ],
+    )
+    return [grid for grid in (models, inference, training, memory, profile) if grid.rows]
 
 
 def show(results: Results, console: Console) -> None:
     for grid in grids(results):
         table = Table(title=grid.title, title_justify='left')
         for name in grid.head:
-            table.add_column(name, justify='left' if name in ('model', 'kind', 'mode') else 'right')
+            table.add_column(name, justify='left' if name in ('model', 'kind', 'mode', 'operator') else 'right')
         for row in grid.rows:
             table.add_row(*row)
         console.print(table)
@@ -175,10 +192,13 @@ def closing_lines(results: Results) -> list[str]:
         f'Measured {meta["date"]} on {meta["machine"]}, {meta["threads"]} threads, torch {meta["torch"]}, '
         f'{meta["device"]}; {meta["rounds"]} rounds, clock: {meta["clock"]}. Times are medians over the rounds, '
         'ratios medians of the ratios within a round.',
-        f'MES: score {unit["score"]:g}, units {unit["size_unit"]:g} M parameters and {unit["latency_unit"]:g} ms, '
-        f'exponents {unit["size_alpha"]:g} and {unit["latency_alpha"]:g}. Compare it within this table only: its '
-        "latency is this machine's, and its parameters are those of the model that was measured.",
     ]
+    if results.inference:
+        lines.append(
+            f'MES: score {unit["score"]:g}, units {unit["size_unit"]:g} M parameters and {unit["latency_unit"]:g} ms, '
+            f'exponents {unit["size_alpha"]:g} and {unit["latency_alpha"]:g}. Compare it within this table only: its '
+            "latency is this machine's, and its parameters are those of the model that was measured."
+        )
     missed = goals_missed(results)
     if missed is not None:
         lines.append('Goals missed: ' + '; '.join(missed) + '.' if missed else 'Goals missed: none.')
