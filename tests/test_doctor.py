@@ -94,10 +94,15 @@ BROKEN = {
         'import torchvision fails: RuntimeError: operator torchvision::nms does not exist',
         'python -m pip uninstall -y torchvision',
     ),
+    'files of a module are gone': (
+        healthy(errors={'mmcv': "ModuleNotFoundError: No module named 'cv2'"}),
+        "import mmcv fails: ModuleNotFoundError: No module named 'cv2'",
+        'pip install --force-reinstall --no-deps opencv-python-headless==4.12.0.88',
+    ),
     'a module breaks': (
         healthy(errors={'mmdet': "ModuleNotFoundError: No module named 'shapely'"}),
         "import mmdet fails: ModuleNotFoundError: No module named 'shapely'",
-        'onedl-mmdetection==3.5.1',
+        'pip install --force-reinstall --no-deps shapely',
     ),
 }
 

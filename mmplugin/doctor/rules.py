@@ -1,5 +1,6 @@
 """What the doctor knows: pure functions from facts to findings, each with the one command that mends it."""
 
+import re
 import shlex
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -164,10 +165,12 @@ def imports(facts: Facts) -> Iterator[Finding]:
     if any(finding.broken for rule in RULES if rule is not imports for finding in rule(facts)):
         return
     owners = {module: '=='.join(pin) for module, pin in facts.stack.pins.items()}
-    owners |= {'torch': TORCH, 'faster_coco_eval': 'faster-coco-eval'}
+    owners |= {'torch': TORCH, 'faster_coco_eval': 'faster-coco-eval', 'cv2': HEADLESS, 'yaml': 'PyYAML'}
     special = {'mmplugin': 'make setup', 'torchvision': f'{PIP} uninstall -y torchvision'}  # nothing here needs it
     for module, error in facts.errors.items():
-        mend = _install('--force-reinstall', '--no-deps', owners.get(module, module))
+        lacking = re.search(r"No module named '(\w+)", error)
+        culprit = lacking[1] if lacking and lacking[1] != 'mmplugin' else module
+        mend = _install('--force-reinstall', '--no-deps', owners.get(culprit, culprit))
         yield Finding(True, f'import {module} fails: {error}', special.get(module, mend))
 
 
