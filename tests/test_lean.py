@@ -73,7 +73,13 @@ def test_folding_equals_convolution_norm_and_scale(settings, memory_format, laye
     with torch.no_grad():
         torch.testing.assert_close(module(x.clone(), scale), expected)
     module.norm.train()
-    assert not torch.allclose(module(x, scale), expected)  # folding ends where the norm trains
+    learning = module(x, scale)
+    assert not torch.allclose(learning, expected)  # folding ends where the norm trains
+    expected = plain(x, scale, module.conv, module.norm)
+    torch.testing.assert_close(learning, expected)
+    wanted = torch.autograd.grad(expected, inputs, grad)
+    for a, b in zip(torch.autograd.grad(learning, inputs, grad), wanted, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize(('name', 'arch'), ARCHS)

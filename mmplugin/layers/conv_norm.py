@@ -23,9 +23,9 @@ def gelu_(x: Tensor) -> Tensor:
 class ConvNorm(nn.Module):
     """A convolution followed by batch norm, with 'same' padding for odd kernels.
 
-    A norm that does not train is a scale and a shift, and belongs inside the convolution. Where gradients are wanted,
-    both are one operator that keeps its input and nothing else for backward (:class:`_FoldedConv`); elsewhere they are
-    one where that is less work. The state dict never changes; :meth:`fuse` folds for good.
+    A norm that does not train is a scale and a shift, and belongs inside the convolution: always where gradients are
+    wanted, elsewhere where that is less work. For backward a convolution keeps its input and nothing else
+    (:class:`_LeanConv`). The state dict never changes; :meth:`fuse` folds for good.
 
     Args:
         in_channels: Channels of the input.
@@ -67,9 +67,9 @@ class ConvNorm(nn.Module):
         if self.norm is None:
             x = self.conv(self._activated(x))
         elif not self.norm.training and (torch.is_grad_enabled() or self._folding_pays(x)):
-            x = self._folded_forward(x, layer_scale)
+            x = self._convolved(x, *self.scale_and_shift(layer_scale))
         else:
-            x = self.norm(self.conv(self._activated(x)))
+            x = self.norm(self._convolved(x, None, self.conv.bias))
             x = x if layer_scale is None else x * layer_scale.view(-1, 1, 1)
         return F.relu_(x) if self.relu else x
 
@@ -86,19 +86,17 @@ class ConvNorm(nn.Module):
         height, width = self.conv.stride
         return x.shape[0] * x.shape[2] * x.shape[3] > height * width * self.conv.weight[0].numel()
 
-    def _folded_forward(self, x: Tensor, layer_scale: Tensor | None) -> Tensor:
-        scale, shift = self.scale_and_shift(layer_scale)
+    def _convolved(self, x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+        """``conv(gelu(x), weight * scale) + shift``."""
         weight, conv = self.conv.weight, self.conv
-        if torch.compiler.is_compiling():  # the compiler decides by itself what to keep
-            weight = weight * scale.view(-1, 1, 1, 1)
-            return F.conv2d(self._activated(x), weight, shift, conv.stride, conv.padding, groups=conv.groups)
-        if x.device.type != 'meta' and torch.is_autocast_enabled(x.device.type):
-            dtype = torch.get_autocast_dtype(x.device.type)
-            x, weight, scale, shift = (tensor.to(dtype) for tensor in (x, weight, scale, shift))
-        if not torch.is_grad_enabled():
-            weight = weight * scale.view(-1, 1, 1, 1)
-            return F.conv2d(self._activated(x), weight, shift, conv.stride, conv.padding, groups=conv.groups)
-        return _FoldedConv.apply(x, weight, scale, shift, conv.stride, conv.padding, conv.groups, self.gelu)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            if x.device.type != 'meta' and torch.is_autocast_enabled(x.device.type):
+                dtype = torch.get_autocast_dtype(x.device.type)
+                x, weight, scale, shift = (t if t is None else t.to(dtype) for t in (x, weight, scale, shift))
+            return _LeanConv.apply(x, weight, scale, shift, conv.stride, conv.padding, conv.groups, self.gelu)
+        # autocast does its work by itself, and a compiler decides by itself what to keep
+        weight = weight if scale is None else weight * scale.view(-1, 1, 1, 1)
+        return F.conv2d(self._activated(x), weight, shift, conv.stride, conv.padding, groups=conv.groups)
 
     def scale_and_shift(self, layer_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """What the frozen norm and the layer scale do to the bare convolution of ``conv.weight``, (C,) each."""
@@ -119,7 +117,7 @@ class ConvNorm(nn.Module):
         self.norm = None
 
 
-class _FoldedConv(torch.autograd.Function):
+class _LeanConv(torch.autograd.Function):
     """``conv(gelu(x), weight * scale) + shift``, keeping ``x``, ``weight`` and ``scale`` for backward.
 
     The activation and the folded weight are computed again: cheap beside the convolution, and large.
@@ -130,7 +128,7 @@ class _FoldedConv(torch.autograd.Function):
         ctx.save_for_backward(x, weight, scale)
         ctx.settings = stride, padding, groups
         ctx.gelu = activate
-        folded = weight * scale.view(-1, 1, 1, 1)
+        folded = weight if scale is None else weight * scale.view(-1, 1, 1, 1)
         return F.conv2d(gelu(x) if activate else x, folded, shift, stride, padding, groups=groups)
 
     @staticmethod
@@ -141,8 +139,8 @@ class _FoldedConv(torch.autograd.Function):
         if x.is_contiguous(memory_format=torch.channels_last):
             grad = grad.contiguous(memory_format=torch.channels_last)  # mixed layouts are many times slower
         needs_x, needs_weight, needs_scale, needs_shift = ctx.needs_input_grad[:4]
-        column = scale.view(-1, 1, 1, 1)
-        activated, folded = gelu(x) if ctx.gelu else x, weight * column
+        column = None if scale is None else scale.view(-1, 1, 1, 1)
+        activated, folded = gelu(x) if ctx.gelu else x, weight if scale is None else weight * column
         needs = [needs_x, needs_weight or needs_scale, needs_shift]
         if weight.shape[2:] == (1, 1) and stride == (1, 1):
             grad_x, grad_folded, grad_shift = _pointwise_backward(grad, activated, folded, needs)
@@ -152,9 +150,9 @@ class _FoldedConv(torch.autograd.Function):
             )
         if ctx.gelu and needs_x:
             grad_x = torch.ops.aten.gelu_backward(grad_x.permute(_LAST), x.permute(_LAST)).permute(_FIRST)
-        grad_weight = grad_folded * column if needs_weight else None
+        grad_weight = grad_folded if scale is None or not needs_weight else grad_folded * column
         grad_scale = (grad_folded * weight).sum((1, 2, 3)) if needs_scale else None
-        return grad_x, grad_weight, grad_scale, grad_shift, None, None, None, None
+        return grad_x, grad_weight if needs_weight else None, grad_scale, grad_shift, None, None, None, None
 
 
 def _pointwise_backward(grad: Tensor, x: Tensor, weight: Tensor, needs: list[bool]) -> tuple[Tensor | None, ...]:
