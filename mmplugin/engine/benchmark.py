@@ -302,7 +302,7 @@ class Benchmark:
             record = dict(name=name, size=list(size), batch=batch, mode=mode, peak=peak, ratio=None)
             record['growth'] = peak / first[1] / pixels if pixels > 1 and first[1] else None
             record['growth_from'] = list(first[0])
-            if other:
+            if other and size == options.peak_size[0]:  # the larger ones are about growth, and timm's take minutes
                 record['ratio'] = peak / measure.peak_bytes(other, size, batch, options.beside_mode, options.device)
             self.results.memory.append(record)
 
