@@ -96,13 +96,14 @@ def test_ratios_are_paired():
     assert benchmark_measure.paired_ratios([3], [2]) == dict(median=1.5, low=1.5, high=1.5)
 
 
-def test_in_turn_calls_in_turn():
+def test_in_turn_calls_in_turn_and_short_calls_more_often(monkeypatch):
     calls = []
+    monkeypatch.setattr(benchmark_measure, 'MOST_ROUNDS', 7)
     times = benchmark_measure.in_turn(
         {name: lambda name=name: calls.append(name) for name in 'ab'}, 3, 'wall', torch.device('cpu')
     )
-    assert ''.join(calls) == 'ab' * (3 + benchmark_measure.WARM_UP)
-    assert {name: len(values) for name, values in times.items()} == {'a': 3, 'b': 3}
+    assert ''.join(calls) == 'ab' * (7 + benchmark_measure.WARM_UP)
+    assert {name: len(values) for name, values in times.items()} == {'a': 7, 'b': 7}
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--beside', metavar='NAME', help='timm, or any NAME: measured in turn with ours')
     add('--beside-mode', default='eager', metavar='MODE', help="the other side's mode (%(default)s)")
     add('--norms', choices=('frozen', 'learning'), default='frozen', help='of bare backbones in training')
-    add('--rounds', default='10', metavar='N', help='rounds after two for warming up (%(default)s)')
+    add('--rounds', default='10', metavar='N', help='rounds at least, after two for warming up (%(default)s)')
     add('--clock', choices=('wall', 'cpu'), default='wall', help='cpu: processor time, for a machine that others use')
     add('--device', default='cpu', help='cpu, cuda, cuda:1, ...')
     add('--threads', metavar='N', help='of torch; default: its own choice')

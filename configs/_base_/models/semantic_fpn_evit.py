@@ -6,6 +6,6 @@ model = dict(
         type='UpsampledFPN',
         in_strides=(16, 32, 64),
         out_channels=256,
-        out_strides=(4, 8, 16, 32),
+        out_strides=(4, 8, 16, 32),  # measured: 8 to 64 is a seventh faster and a little worse (docs/segmentation.md)
     ),
 )
