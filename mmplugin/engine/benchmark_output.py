@@ -190,8 +190,8 @@ def closing_lines(results: Results) -> list[str]:
     unit = meta['mes']
     lines = [
         f'Measured {meta["date"]} on {meta["machine"]}, {meta["threads"]} threads, torch {meta["torch"]}, '
-        f'{meta["device"]}; {meta["rounds"]} rounds or more, clock: {meta["clock"]}. Times are medians over the rounds, '
-        'ratios medians of the ratios within a round.',
+        f'{meta["device"]}; {meta["rounds"]} rounds or more, clock: {meta["clock"]}. Times are medians over the '
+        'rounds, ratios medians of the ratios within a round.',
     ]
     if results.inference:
         lines.append(
