@@ -77,6 +77,8 @@ def test_what_is_remembered_is_never_stale(kind):
         assert torch.equal(bias(6, 5), fresh())
         bias.table.data = torch.randn(2, 16)
         assert torch.equal(bias(6, 5), fresh())
+        bias.table.data.copy_(torch.randn(2, 16))  # as mmengine's EMAHook does, before the model goes to eval()
+        assert torch.equal(bias.eval()(6, 5), fresh())
         bias.double()
         assert bias(6, 5).dtype == torch.float64
         assert torch.equal(bias(6, 5), fresh())

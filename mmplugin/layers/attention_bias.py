@@ -67,6 +67,10 @@ class OffsetBias(nn.Module):
         self.table = nn.Parameter(torch.zeros(heads, grid * grid))
         self._cache: OrderedDict[tuple, tuple] = OrderedDict()
 
+    def train(self, mode: bool = True) -> 'OffsetBias':
+        self._cache.clear()  # what writes through `.data` raises no version; mmengine's EMAHook does, before eval()
+        return super().train(mode)
+
     def extra_repr(self) -> str:
         return f'heads={self.heads}, grid={self.grid}, stride={self.stride}'
 
