@@ -2,6 +2,7 @@
 
 import argparse
 import datetime
+import gc
 import os
 import platform
 import re
@@ -16,6 +17,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from torch._inductor.codecache import PyCodeCache
 
 from mmplugin.backbones.sizes import parameters
 from mmplugin.engine import benchmark_measure as measure
@@ -219,7 +221,7 @@ class Benchmark:
         if other := self._other(subject):
             modes['beside'] = other, self.options.beside_mode
         for size in self.options.size:
-            torch.compiler.reset()
+            _forget_compiled()
             sides = {key: self._built(name, size) for key, (name, _) in modes.items()}
             millions = {key: parameters(side.model) / 1e6 for key, side in sides.items()}
             calls = {key: models.variant(side, modes[key][1]) for key, side in sides.items()}
@@ -305,6 +307,13 @@ class Benchmark:
             if other and size == options.peak_size[0]:  # the larger ones are about growth, and timm's take minutes
                 record['ratio'] = peak / measure.peak_bytes(other, size, batch, options.beside_mode, options.device)
             self.results.memory.append(record)
+
+
+def _forget_compiled() -> None:
+    """Frees the networks that were compiled before: inductor keeps their weights, which are constants of its code."""
+    torch.compiler.reset()
+    PyCodeCache.cache_clear()
+    gc.collect()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
