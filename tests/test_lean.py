@@ -164,6 +164,8 @@ def test_attention_in_chunks_equals_the_definition(monkeypatch, talking, stride)
         monkeypatch.setattr(attention, 'MAX_LOGITS', limit)
         result = attend(q, k, v, bias, (height, width), mixing).flatten(2)
         torch.testing.assert_close(result, expected)
+        with torch.no_grad():
+            torch.testing.assert_close(attend(q, k, v, bias, (height, width), mixing).flatten(2), expected)
         for a, b in zip(torch.autograd.grad(result, inputs, grad), wanted, strict=True):
             torch.testing.assert_close(a, b)
 

@@ -76,15 +76,23 @@ def _in_chunks(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, mixing: list[Te
     """(B, queries, heads, e)"""
     rows = q.shape[-1] // maps.row
     chunk = max(1, MAX_LOGITS // (q.shape[1] * maps.row * k.shape[-1]))
-    outputs = []
-    for start in range(0, rows, chunk):
-        stop = min(start + chunk, rows)
-        arguments = (q[..., start * maps.row : stop * maps.row], k, v, offsets, mixing, maps, start, stop)
-        recompute = torch.is_grad_enabled()
-        outputs.append(
-            checkpoint(_attend_rows, *arguments, use_reentrant=False) if recompute else _attend_rows(*arguments)
-        )
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
+    bounds = [(start, min(start + chunk, rows)) for start in range(0, rows, chunk)]
+
+    def arguments(start: int, stop: int) -> tuple:
+        return q[..., start * maps.row : stop * maps.row], k, v, offsets, mixing, maps, start, stop
+
+    if torch.is_grad_enabled():
+        parts = [checkpoint(_attend_rows, *arguments(*bound), use_reentrant=False) for bound in bounds]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+    first = _attend_rows(*arguments(*bounds[0]))
+    if len(bounds) == 1:
+        return first
+    # one result for all: small ones, kept between large temporaries, would leave the memory in pieces
+    whole = first.new_empty(first.shape[0], q.shape[-1], *first.shape[2:])
+    whole[:, : first.shape[1]] = first
+    for start, stop in bounds[1:]:
+        whole[:, start * maps.row : stop * maps.row] = _attend_rows(*arguments(start, stop))
+    return whole
 
 
 @torch.library.custom_op('mmplugin::attend', mutates_args=())
