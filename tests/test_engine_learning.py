@@ -36,6 +36,7 @@ def test_converted_weights_with_frozen_norms_learn_to_detect(tmp_path: Path, mon
 
     training, measured = read_scalars('run')
     loss = [record['loss'] for record in training]
+    assert len(loss) == 280
     assert sum(loss[-20:]) / 20 < sum(loss[:5]) / 5 / 2
     assert measured[-1]['coco/bbox_mAP'] > 0
 

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 class PackedConv:
     """Calls a convolution without reordering its weight each time, which for small maps is much of the work.
 
-    The packed copy belongs to the weight as it was at the first call and is made anew when that changes; it is never
-    saved, copied or moved.
+    The packed copy belongs to the weight as it was at the first call and is made anew when that changes, except by
+    what writes through ``.data``, which torch does not count; it is never saved, copied or moved.
     """
 
     def __init__(self):
