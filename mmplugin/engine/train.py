@@ -95,13 +95,13 @@ def set_resume(cfg: Config, resume: str | None) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
+    if options.amp and not torch.cuda.is_available():
+        raise UserError('--amp needs a CUDA GPU here; without one leave it away')
     cfg = complete(options)
     if cfg.get('load_from') is None and options.resume is None:
         require_weights(cfg)
     set_resume(cfg, options.resume)
     if options.amp:
-        if not torch.cuda.is_available():
-            raise UserError('--amp needs a CUDA GPU here; without one leave it away')
         cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
     if options.auto_scale_lr:
         cfg.auto_scale_lr.enable = True
