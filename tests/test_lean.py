@@ -162,6 +162,7 @@ def test_attention_in_chunks_equals_the_definition(monkeypatch, talking, stride)
     wanted = torch.autograd.grad(expected, inputs, grad)
     for limit in (1, 2 * heads * 5 * 30, 10**9):  # a row at a time, two rows, all at once
         monkeypatch.setattr(attention, 'MAX_LOGITS', limit)
+        monkeypatch.setattr(attention, 'MAX_LOGITS_CPU_INFERENCE', limit)
         result = attend(q, k, v, bias, (height, width), mixing).flatten(2)
         torch.testing.assert_close(result, expected)
         with torch.no_grad():
@@ -229,7 +230,7 @@ def test_packed_weights_follow_the_weights_and_are_not_copied():
             torch.testing.assert_close(module(x), plain)
         assert 'mkldnn._convolution_pointwise.default' in operators.names
         twin = pickle.loads(pickle.dumps(copy.deepcopy(module)))
-        assert twin.packed.weight is None
+        assert twin.conv._packed is None
         torch.testing.assert_close(twin(x), plain)
         twin.conv.weight.zero_()
         torch.testing.assert_close(twin(x), twin.conv.bias.relu().view(-1, 1, 1).expand(plain.shape))
@@ -243,7 +244,7 @@ def test_packed_weights_follow_the_weights_and_are_not_copied():
 
 def test_operators_for_the_compiler_keep_their_promises():
     q, k, v = torch.randn(2, 4, 8, 12), torch.randn(2, 4, 8, 48), torch.randn(2, 4, 6, 48)
-    mixing = [torch.randn(4, 4), torch.randn(4, 1), torch.randn(4, 4), torch.randn(4, 1)]
+    mixing = [torch.randn(4, 4), torch.randn(4, 4)]
     offsets = OffsetBias(4, 3, 2).offsets(8, 6).detach()
     for mixed in ([], mixing):
         torch.library.opcheck(torch.ops.mmplugin.attend.default, (q, k, v, offsets, mixed, 'offset', 2, 8, 6))

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from mmplugin.layers import ConvNorm, DropPath, OffsetBias, drop_path_rates, remembered, resize_matrix
+from mmplugin.layers import ConvNorm, DropPath, OffsetBias, drop_path_rates, remembered, resize_matrix, unfolded
 
 from .base import DenseBackbone, Stage
 
@@ -67,10 +67,17 @@ class WindowBias(OffsetBias):
     enlarging.
     """
 
-    def _offsets(self, height: int, width: int) -> Tensor:
+    def forward(self, height: int, width: int) -> Tensor:
+        return self._remembered(self._matrix, height, width)
+
+    def _matrix(self, height: int, width: int) -> Tensor:
         table = self.table.view(self.heads, WINDOW, WINDOW)
-        rows, columns = (shrink_matrix(size, table.device, table.dtype) for size in (height, width))
-        return self.signed(rows @ table @ columns.T)
+        if height == width == WINDOW:  # no size of an image in it: a constant for a compiler
+            windows = unfolded(self.signed(table), WINDOW, WINDOW)
+        else:
+            rows, columns = (shrink_matrix(size, table.device, table.dtype) for size in (height, width))
+            windows = self.rows(self.signed(rows @ table @ columns.T), height, width, 1)
+        return windows.flip(3, 4).reshape(self.heads, -1, height * width)
 
 
 class CascadedGroupAttention(nn.Module):
@@ -87,35 +94,40 @@ class CascadedGroupAttention(nn.Module):
         self.attention_biases = WindowBias(heads, WINDOW)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.proj(F.relu_(self.heads(x)))
+
+    def heads(self, x: Tensor) -> Tensor:
+        """What all heads see, side by side."""
         shares = x.chunk(len(self.qkvs), 1)
         biases = self.attention_biases(*x.shape[-2:]).to(x.dtype)
         outputs: list[Tensor] = []
         for share, qkv, dw, bias in zip(shares, self.qkvs, self.dws, biases, strict=True):
             share = share + outputs[-1] if outputs else share
             q, k, v = qkv(share).split([KEY_DIM, KEY_DIM, share.shape[1]], 1)
-            q, k, v = dw(q).flatten(2), k.flatten(2), v.flatten(2)  # (B, d, N)
-            attn = (q.transpose(1, 2) @ k * KEY_DIM**-0.5 + bias).softmax(-1)
-            outputs.append((v @ attn.transpose(1, 2)).view_as(share))
-        return self.proj(F.relu_(torch.cat(outputs, 1)))
+            q, k, v = (t.flatten(2).transpose(1, 2) for t in (dw(q), k, v))  # (B, N, d)
+            attn = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=KEY_DIM**-0.5).softmax(-1)
+            outputs.append((attn @ v).transpose(1, 2).unflatten(2, share.shape[2:]))
+        return torch.cat(outputs, 1)
 
 
 class WindowAttention(CascadedGroupAttention):
     """Cascaded group attention in windows of 7x7; a map that fits in one is a window of its own size."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def heads(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
         if height <= WINDOW and width <= WINDOW:
-            return super().forward(x)
+            return super().heads(x)
         # in these words, torch.compile sees for every size that the windows fill the padded map
         rows, columns = -(-height // WINDOW), -(-width // WINDOW)
         x = F.pad(x, (0, columns * WINDOW - width, 0, rows * WINDOW - height))
         # Windows are cut and joined with the channels last, where a pixel's channels stay together.
         x = x.permute(0, 2, 3, 1).view(batch, rows, WINDOW, columns, WINDOW, channels).transpose(2, 3)
-        x = super().forward(x.reshape(-1, WINDOW, WINDOW, channels).permute(0, 3, 1, 2))
+        x = super().heads(x.reshape(-1, WINDOW, WINDOW, channels).permute(0, 3, 1, 2))
         x = x.permute(0, 2, 3, 1).reshape(batch, rows, columns, WINDOW, WINDOW, channels).transpose(2, 3)
         x = x.reshape(batch, rows * WINDOW, columns * WINDOW, channels).permute(0, 3, 1, 2)[..., :height, :width]
-        # a layout that depends on the size would tie the graph to it; the compiler copies nothing for this
-        return x.clone(memory_format=torch.channels_last) if torch.compiler.is_compiling() else x
+        # whether there is something to cut, and so to copy, would tie a graph to the size of the image
+        copied = Tensor.clone if torch.compiler.is_compiling() else Tensor.contiguous
+        return copied(x, memory_format=torch.channels_last)
 
 
 class SqueezeExcite(nn.Module):
@@ -174,10 +186,7 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        for layer in (self.dw0, self.ffn0):
-            x = self.drop_path(layer(x)).add_(x)
-        x = x + self.drop_path(self.mixer(x))  # a view of padded windows
-        for layer in (self.dw1, self.ffn1):
+        for layer in (self.dw0, self.ffn0, self.mixer, self.dw1, self.ffn1):
             x = self.drop_path(layer(x)).add_(x)
         return x
 

@@ -250,6 +250,8 @@ def variant(runnable: Runnable, mode: str) -> Callable[[Tensor], object]:
     if 'compiled' in steps:
         # as an option of compile() it comes too late: weights must be constants when the model is traced
         torch._inductor.config.freezing = True
+        # on a CPU, Python between kernels costs small networks a fifth of their time
+        torch._inductor.config.cpp_wrapper = next(model.parameters()).is_cpu
         core.compile(dynamic=False)
     if 'bf16' not in steps:
         return runnable.infer

@@ -1,7 +1,7 @@
 """What more than one family of backbones uses."""
 
 from .attention import attend, compiled_for_inference
-from .attention_bias import BIASES, OffsetBias, UpstreamBias, remembered, resize_matrix
+from .attention_bias import BIASES, OffsetBias, UpstreamBias, remembered, resize_matrix, unfolded
 from .checkpoint import checkpoint
 from .conv_norm import ConvNorm
 from .drop_path import DropPath, drop_path_rates
@@ -22,4 +22,5 @@ __all__ = [
     'norms_of',
     'remembered',
     'resize_matrix',
+    'unfolded',
 ]

@@ -9,8 +9,12 @@ from torch.utils.checkpoint import checkpoint
 
 from .attention_bias import BIASES, OffsetBias
 
-# Logits (all heads, a chunk of queries, all keys) of one image that are in memory at once; 4 M floats are 16 MB.
+# Logits (all heads, a chunk of queries, all keys) of one image that are in memory at once: 16 MB, and for inference on
+# a CPU half a megabyte, which stays in its cache, and for which it need not ask the system for memory at every step.
 MAX_LOGITS = 4 * 2**20
+MAX_LOGITS_CPU_INFERENCE = 2**17
+# Up to so many, a few megabytes, they are kept for backward: computing them again would take longer.
+MAX_KEPT_LOGITS = 2**20
 
 
 class _Maps(NamedTuple):
@@ -57,36 +61,42 @@ def attend(
     """
     maps = _Maps(bias.kind, bias.stride, *size)
     offsets = bias.offsets(*size)
+    if bias.by_offset:  # in this order the bias of a query is a view into the table
+        k, v = k.flip(3), v.flip(3)
     mixing: list[Tensor] = []
     if talking_heads is not None:
         before, after = talking_heads
-        mixing = [before.weight.flatten(1), before.bias[:, None], after.weight.flatten(1), after.bias[:, None]]
-        if bias.by_offset:  # the first mixing is linear, so it may act on the table instead of on every pair
-            offsets = (mixing[0] @ offsets.flatten(1) + mixing[1]).view_as(offsets)
+        mixing = [before.weight.flatten(1), after.weight.flatten(1)]
+        # the mixing is linear, so what it adds to all pairs may be added in smaller places: to the table, to the result
+        offsets = (mixing[0] @ offsets.flatten(1) + before.bias[:, None]).view_as(offsets)
     if compiled_for_inference():
         x = _opaque(q, k, v, offsets, mixing, *maps)
     elif torch.compiler.is_compiling():  # all at once: a number of chunks in the graph would tie it to one size
         x = _attend_rows(q, k, v, offsets, mixing, maps)
     else:
         x = _in_chunks(q, k, v, offsets, mixing, maps)
+    if talking_heads is not None:
+        x = x + (v.sum(3) * after.bias[:, None])[:, None].to(x.dtype)
     return x.flatten(2).transpose(1, 2).unflatten(2, (q.shape[-1] // maps.row, maps.row))
 
 
 def _in_chunks(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, mixing: list[Tensor], maps: _Maps) -> Tensor:
     """(B, queries, heads, e)"""
     rows = q.shape[-1] // maps.row
-    chunk = max(1, MAX_LOGITS // (q.shape[1] * maps.row * k.shape[-1]))
+    limit = MAX_LOGITS_CPU_INFERENCE if q.is_cpu and not torch.is_grad_enabled() else MAX_LOGITS
+    chunk = max(1, limit // (q.shape[1] * maps.row * k.shape[-1]))
     bounds = [(start, min(start + chunk, rows)) for start in range(0, rows, chunk)]
 
     def arguments(start: int, stop: int) -> tuple:
         return q[..., start * maps.row : stop * maps.row], k, v, offsets, mixing, maps, start, stop
 
-    if torch.is_grad_enabled():
+    learning = torch.is_grad_enabled()
+    if len(bounds) == 1 and not (learning and q.shape[1] * q.shape[-1] * k.shape[-1] > MAX_KEPT_LOGITS):
+        return _attend_rows(*arguments(0, rows))
+    if learning:
         parts = [checkpoint(_attend_rows, *arguments(*bound), use_reentrant=False) for bound in bounds]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        return torch.cat(parts, 1)
     first = _attend_rows(*arguments(*bounds[0]))
-    if len(bounds) == 1:
-        return first
     # one result for all: small ones, kept between large temporaries, would leave the memory in pieces
     whole = first.new_empty(first.shape[0], q.shape[-1], *first.shape[2:])
     whole[:, : first.shape[1]] = first
@@ -128,20 +138,21 @@ def _attend_rows(
 ) -> Tensor:
     """(B, queries, heads, e)"""
     bias = BIASES[maps.kind]
-    # (heads, queries, keys)
-    table = bias.expand(offsets, maps.height, maps.width, maps.stride, start, stop).to(q.dtype)
+    table = bias.rows(offsets, maps.height, maps.width, maps.stride, start, stop).to(q.dtype)
     q, v = q.transpose(2, 3), v.transpose(2, 3)
     if not mixing and q.device.type != 'cpu':
+        table = table.reshape(len(table), q.shape[2], -1)
         return F.scaled_dot_product_attention(q, k.transpose(2, 3), v, table).transpose(1, 2)
     logits = q * q.shape[-1] ** -0.5 @ k
-    if not mixing:  # as torch would where values are wider than keys, in two walks over the maps less
-        return (logits.add_(table).softmax(-1) @ v).transpose(1, 2)
-    logits = _mix(logits, mixing[0], table) if bias.by_offset else _mix(logits + table, *mixing[:2])
-    return (_mix(logits.softmax(-1), *mixing[2:]) @ v).transpose(1, 2)
+    if mixing:
+        logits = _mix(logits, mixing[0])
+    logits.view(len(logits), *table.shape).add_(table)
+    attention = logits.softmax(-1)
+    if mixing:
+        attention = _mix(attention, mixing[1])
+    return (attention @ v).transpose(1, 2)
 
 
-def _mix(maps: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A 1x1 convolution over the heads as one matrix product; ``bias`` (heads, queries, keys) or (heads, 1)."""
-    weight, bias = weight.to(maps.dtype), bias.to(maps.dtype)
-    mixed = torch.baddbmm(bias.flatten(1), weight.expand(len(maps), -1, -1), maps.flatten(2))
-    return mixed.view_as(maps)
+def _mix(maps: Tensor, weight: Tensor) -> Tensor:
+    """A 1x1 convolution over the heads as one matrix product."""
+    return torch.bmm(weight.to(maps.dtype).expand(len(maps), -1, -1), maps.flatten(2)).view_as(maps)

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
+from .convolution import state_of
+
 
 def remembered(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A cache for functions that make constant matrices, safe under torch.export and torch.compile.
@@ -37,10 +39,16 @@ def resize_matrix(size_in: int, size_out: int, align_corners: bool, device: torc
         return matrix.to(device, dtype).contiguous()
 
 
-def _distances(size: int, stride: int, device: torch.device) -> Tensor:
-    """Where the offset of each query (a row of the result) to each key stands in a signed table."""
+def _offsets_of_keys(size: int, stride: int, device: torch.device) -> Tensor:
+    """Where the offset of each query (a row of the result) to each key, the last first, stands in a signed table."""
     keys = torch.arange(size, device=device)
-    return keys - keys[::stride, None] + size - 1
+    return keys[::stride, None] + keys
+
+
+def unfolded(offsets: Tensor, height: int, width: int, stride: int = 1) -> Tensor:
+    """A view of signed offsets as (heads, query rows, query columns, key rows, key columns), the last key first."""
+    # window y starts at offset y - (height - 1): its keys run backwards
+    return offsets.unfold(1, height, stride).unfold(2, width, stride)
 
 
 class OffsetBias(nn.Module):
@@ -76,33 +84,32 @@ class OffsetBias(nn.Module):
 
     def forward(self, height: int, width: int) -> Tensor:
         """Bias (heads, queries, keys) for a key map of ``height`` x ``width``."""
-        return self.expand(self.offsets(height, width), height, width, self.stride)
+        windows = self.rows(self.offsets(height, width), height, width, self.stride)
+        return windows.flip(3, 4).reshape(self.heads, -1, height * width)
 
     @staticmethod
-    def expand(
-        offsets: Tensor, height: int, width: int, stride: int, start: int = 0, stop: int | None = None
-    ) -> Tensor:
-        """The bias of the query rows from ``start`` to ``stop``, from the table that :meth:`offsets` returned."""
-        heads = len(offsets)
+    def rows(offsets: Tensor, height: int, width: int, stride: int, start: int = 0, stop: int | None = None) -> Tensor:
+        """The bias of the query rows from ``start`` to ``stop``, as :func:`unfolded` gives it, from :meth:`offsets`."""
         if torch.compiler.is_compiling():  # the size of a window would tie the graph to one size of image
-            rows, columns = (_distances(size, stride, offsets.device) for size in (height, width))
-            return offsets[:, rows][..., columns].transpose(2, 3).reshape(heads, -1, height * width)
+            rows, columns = (_offsets_of_keys(size, stride, offsets.device) for size in (height, width))
+            return offsets[:, rows][..., columns].transpose(2, 3)
         if stop is not None:  # cut before unfolding: backward of a cut view would fill all of it with zeros
             offsets = offsets[:, start * stride : (stop - 1) * stride + height]
-        windows = offsets.unfold(1, height, stride).unfold(2, width, stride)
-        # Window y starts at offset y - (height - 1): its keys run backwards.
-        return windows.flip(3, 4).reshape(heads, -1, height * width)
+        return unfolded(offsets, height, width, stride)
 
     def offsets(self, height: int, width: int) -> Tensor:
-        """The table over signed offsets (heads, 2 * height - 1, 2 * width - 1), remembered where nothing learns."""
-        if torch.compiler.is_compiling() or (torch.is_grad_enabled() and self.table.requires_grad):
-            return self._offsets(height, width)
+        """The table over signed offsets (heads, 2 * height - 1, 2 * width - 1)."""
+        return self._remembered(self._offsets, height, width)
+
+    def _remembered(self, compute: Callable[[int, int], Tensor], height: int, width: int) -> Tensor:
+        """What ``compute`` makes of the table for a size, remembered where nothing learns."""
+        learns = torch.is_grad_enabled() and self.table.requires_grad
+        if learns or torch.compiler.is_compiling() or self.table.is_inference():
+            return compute(height, width)
         key = (height, width, self.table.device, self.table.dtype, torch.is_inference_mode_enabled())
-        # A change in place (optimizer, load_state_dict) raises the version; a replaced tensor has another address.
-        state = (self.table._version, self.table.data_ptr())
-        known = self._cache.get(key)
+        known, state = self._cache.get(key), state_of(self.table)
         if known is None or known[0] != state:
-            known = self._cache[key] = (state, self._offsets(height, width))
+            known = self._cache[key] = (state, compute(height, width))
         self._cache.move_to_end(key)
         if len(self._cache) > self.max_cached_sizes:
             self._cache.popitem(last=False)
@@ -136,10 +143,12 @@ class UpstreamBias(OffsetBias):
     default_grid = 25  # 800 px at stride 32, as for COCO
     max_cached_sizes = 1
 
+    def forward(self, height: int, width: int) -> Tensor:
+        return self.offsets(height, width)
+
     @staticmethod
-    def expand(
-        offsets: Tensor, height: int, width: int, stride: int, start: int = 0, stop: int | None = None
-    ) -> Tensor:
+    def rows(offsets: Tensor, height: int, width: int, stride: int, start: int = 0, stop: int | None = None) -> Tensor:
+        """(heads, queries, keys), the first key first."""
         row = -(-width // stride)
         return offsets[:, start * row : None if stop is None else stop * row]
 

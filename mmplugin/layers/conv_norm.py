@@ -3,21 +3,9 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from .packed import PackedConv
-
-_LAST, _FIRST = (0, 2, 3, 1), (0, 3, 1, 2)  # channels to the last place and back
-
-
-def gelu(x: Tensor) -> Tensor:
-    """GELU of a map; half as long where a channels-last map is seen as the contiguous tensor that it is."""
-    return F.gelu(x.permute(_LAST)).permute(_FIRST)
-
-
-def gelu_(x: Tensor) -> Tensor:
-    torch.ops.aten.gelu_(x.permute(_LAST))
-    return x
+from .convolution import Convolution
+from .lean_conv import LeanConv, folded, gelu, gelu_
 
 
 class ConvNorm(nn.Module):
@@ -25,7 +13,7 @@ class ConvNorm(nn.Module):
 
     A norm that does not train is a scale and a shift, and belongs inside the convolution: always where gradients are
     wanted, elsewhere where that is less work. For backward a convolution keeps its input and nothing else
-    (:class:`_LeanConv`). The state dict never changes; :meth:`fuse` folds for good.
+    (:class:`LeanConv`). The state dict never changes; :meth:`fuse` folds for good.
 
     Args:
         in_channels: Channels of the input.
@@ -52,24 +40,20 @@ class ConvNorm(nn.Module):
         zero_init: bool = False,
     ):
         super().__init__()
-        padding = kernel_size // 2
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=bias)
+        self.conv = Convolution(in_channels, out_channels, kernel_size, stride, groups, bias)
         self.norm: nn.BatchNorm2d | None = nn.BatchNorm2d(out_channels)
         self.gelu, self.relu = gelu, relu
-        self.packed = PackedConv()
         if zero_init:
             nn.init.zeros_(self.norm.weight)
 
     def forward(self, x: Tensor, layer_scale: Tensor | None = None) -> Tensor:
         """Convolves and normalises; ``layer_scale`` (C,) multiplies the result and is folded in as well."""
-        if self.norm is None and PackedConv.serves(x):
-            return self.packed(self.conv, self._activated(x), self.relu)
         if self.norm is None:
-            x = self.conv(self._activated(x))
-        elif not self.norm.training and (torch.is_grad_enabled() or self._folding_pays(x)):
-            x = self._convolved(x, *self.scale_and_shift(layer_scale))
+            return self.conv(self._activated(x), self.relu)
+        if not self.norm.training and (torch.is_grad_enabled() or self._folding_pays(x)):
+            x = self._convolved(x, layer_scale, self.norm)
         else:
-            x = self.norm(self._convolved(x, None, self.conv.bias))
+            x = self.norm(self._convolved(x, None, None))
             x = x if layer_scale is None else x * layer_scale.view(-1, 1, 1)
         return F.relu_(x) if self.relu else x
 
@@ -86,83 +70,27 @@ class ConvNorm(nn.Module):
         height, width = self.conv.stride
         return x.shape[0] * x.shape[2] * x.shape[3] > height * width * self.conv.weight[0].numel()
 
-    def _convolved(self, x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
-        """``conv(gelu(x), weight * scale) + shift``."""
-        weight, conv = self.conv.weight, self.conv
+    def _convolved(self, x: Tensor, layer_scale: Tensor | None, norm: nn.BatchNorm2d | None) -> Tensor:
+        """``layer_scale * norm(conv(gelu(x)))`` as one convolution, without norm and scale where they are None."""
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            if x.device.type != 'meta' and torch.is_autocast_enabled(x.device.type):
-                dtype = torch.get_autocast_dtype(x.device.type)
-                x, weight, scale, shift = (t if t is None else t.to(dtype) for t in (x, weight, scale, shift))
-            return _LeanConv.apply(x, weight, scale, shift, conv.stride, conv.padding, conv.groups, self.gelu)
-        # autocast does its work by itself, and a compiler decides by itself what to keep
-        weight = weight if scale is None else weight * scale.view(-1, 1, 1, 1)
-        return F.conv2d(self._activated(x), weight, shift, conv.stride, conv.padding, groups=conv.groups)
+            return LeanConv.run(x, self.conv, norm, layer_scale, self.gelu)
+        # nothing is kept for backward, or a compiler decides by itself what to keep
+        weight, bias = (self.conv.weight, self.conv.bias) if norm is None else self._folded(layer_scale)
+        return self.conv.using(self._activated(x), weight, bias)
 
-    def scale_and_shift(self, layer_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """What the frozen norm and the layer scale do to the bare convolution of ``conv.weight``, (C,) each."""
+    def _folded(self, layer_scale: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the one convolution that does it all."""
         norm = self.norm
-        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-        mean = norm.running_mean if self.conv.bias is None else norm.running_mean - self.conv.bias
-        shift = norm.bias - mean * scale
-        return (scale, shift) if layer_scale is None else (scale * layer_scale, shift * layer_scale)
+        _, scale, shift = folded(self.conv.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps)
+        if layer_scale is not None:
+            scale, shift = scale * layer_scale, shift * layer_scale
+        return self.conv.weight * scale.view(-1, 1, 1, 1), shift
 
     @torch.no_grad()
     def fuse(self, layer_scale: Tensor | None = None) -> None:
         """Folds norm and layer scale into the convolution for good; the module cannot train any more."""
         if self.norm is None:
             return
-        scale, shift = self.scale_and_shift(layer_scale)
-        self.conv.weight = nn.Parameter(self.conv.weight * scale.view(-1, 1, 1, 1), requires_grad=False)
-        self.conv.bias = nn.Parameter(shift, requires_grad=False)
+        weight, bias = self._folded(layer_scale)
+        self.conv.weight, self.conv.bias = (nn.Parameter(value, requires_grad=False) for value in (weight, bias))
         self.norm = None
-
-
-class _LeanConv(torch.autograd.Function):
-    """``conv(gelu(x), weight * scale) + shift``, keeping ``x``, ``weight`` and ``scale`` for backward.
-
-    The activation and the folded weight are computed again: cheap beside the convolution, and large.
-    """
-
-    @staticmethod
-    def forward(ctx, x, weight, scale, shift, stride, padding, groups, activate):
-        ctx.save_for_backward(x, weight, scale)
-        ctx.settings = stride, padding, groups
-        ctx.gelu = activate
-        folded = weight if scale is None else weight * scale.view(-1, 1, 1, 1)
-        return F.conv2d(gelu(x) if activate else x, folded, shift, stride, padding, groups=groups)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        x, weight, scale = ctx.saved_tensors
-        stride, padding, groups = ctx.settings
-        if x.is_contiguous(memory_format=torch.channels_last):
-            grad = grad.contiguous(memory_format=torch.channels_last)  # mixed layouts are many times slower
-        needs_x, needs_weight, needs_scale, needs_shift = ctx.needs_input_grad[:4]
-        column = None if scale is None else scale.view(-1, 1, 1, 1)
-        activated, folded = gelu(x) if ctx.gelu else x, weight if scale is None else weight * column
-        needs = [needs_x, needs_weight or needs_scale, needs_shift]
-        if weight.shape[2:] == (1, 1) and stride == (1, 1):
-            grad_x, grad_folded, grad_shift = _pointwise_backward(grad, activated, folded, needs)
-        else:
-            grad_x, grad_folded, grad_shift = torch.ops.aten.convolution_backward(
-                grad, activated, folded, [grad.shape[1]], stride, padding, [1, 1], False, [0, 0], groups, needs
-            )
-        if ctx.gelu and needs_x:
-            grad_x = torch.ops.aten.gelu_backward(grad_x.permute(_LAST), x.permute(_LAST)).permute(_FIRST)
-        grad_weight = grad_folded if scale is None or not needs_weight else grad_folded * column
-        grad_scale = (grad_folded * weight).sum((1, 2, 3)) if needs_scale else None
-        return grad_x, grad_weight if needs_weight else None, grad_scale, grad_shift, None, None, None, None
-
-
-def _pointwise_backward(grad: Tensor, x: Tensor, weight: Tensor, needs: list[bool]) -> tuple[Tensor | None, ...]:
-    """The backward of a 1x1 convolution as what it is, matrix products: a quarter faster than as a convolution."""
-    rows_grad = grad.permute(_LAST).flatten(0, 2)  # (pixels, out_channels), a view of a channels-last map
-    grad_x = grad_weight = grad_shift = None
-    if needs[0]:
-        grad_x = (rows_grad @ weight.flatten(1)).unflatten(0, (x.shape[0], *x.shape[2:])).permute(_FIRST)
-    if needs[1]:
-        grad_weight = (rows_grad.t() @ x.permute(_LAST).flatten(0, 2)).view_as(weight)
-    if needs[2]:
-        grad_shift = rows_grad.sum(0)
-    return grad_x, grad_weight, grad_shift
