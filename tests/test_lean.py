@@ -1,11 +1,11 @@
 """Frozen norms folded, less kept for backward, attention in chunks, fusing, compiling: equal, and really done."""
 
 import copy
-import pickle
 
 import pytest
 import torch
 from mmengine.registry import MODELS
+from operators import Counted
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import mmplugin  # noqa: F401
@@ -23,18 +23,6 @@ def build(name: str, arch: str, **settings) -> torch.nn.Module:
         elif key.endswith(('norm.weight', 'running_var')):
             value.uniform_(0.5, 1.0)
     return model
-
-
-class Counted(TorchDispatchMode):
-    """Names of the operators that run inside."""
-
-    def __enter__(self):
-        self.names: list[str] = []
-        return super().__enter__()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.append(str(func))
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize('layer_scale', [False, True])
@@ -160,9 +148,11 @@ def test_attention_in_chunks_equals_the_definition(monkeypatch, talking, stride)
     inputs = [q, k, v, bias.table, *([p for conv in mixing for p in conv.parameters()] if talking else [])]
     grad = torch.randn_like(expected)
     wanted = torch.autograd.grad(expected, inputs, grad)
-    for limit in (1, 2 * heads * 5 * 30, 10**9):  # a row at a time, two rows, all at once
+    # a row at a time, two rows, all at once, and all kept for backward
+    for limit, kept in ((1, 0), (2 * heads * 5 * 30, 0), (10**9, 0), (10**9, 10**9)):
         monkeypatch.setattr(attention, 'MAX_LOGITS', limit)
         monkeypatch.setattr(attention, 'MAX_LOGITS_CPU_INFERENCE', limit)
+        monkeypatch.setattr(attention, 'MAX_KEPT_LOGITS', kept)
         result = attend(q, k, v, bias, (height, width), mixing).flatten(2)
         torch.testing.assert_close(result, expected)
         with torch.no_grad():
@@ -218,28 +208,6 @@ def test_fused_is_equal_says_so_and_refuses_to_train(name, arch):
     assert model.eval() is model
     with pytest.raises(ValueError, match=r'is fused.*cannot train; build a new one'):
         model.train()
-
-
-def test_packed_weights_follow_the_weights_and_are_not_copied():
-    module = ConvNorm(8, 16, 3, relu=True).eval()
-    x = torch.randn(1, 8, 9, 7).contiguous(memory_format=torch.channels_last)
-    with torch.no_grad():
-        plain = module(x)
-        module.fuse()
-        with Counted() as operators:
-            torch.testing.assert_close(module(x), plain)
-        assert 'mkldnn._convolution_pointwise.default' in operators.names
-        twin = pickle.loads(pickle.dumps(copy.deepcopy(module)))
-        assert twin.conv._packed is None
-        torch.testing.assert_close(twin(x), plain)
-        twin.conv.weight.zero_()
-        torch.testing.assert_close(twin(x), twin.conv.bias.relu().view(-1, 1, 1).expand(plain.shape))
-        for size in ((5, 5), (64, 40)):
-            x = torch.randn(2, 8, *size)
-            torch.testing.assert_close(module(x), module.conv(x).relu(), atol=1e-5, rtol=1e-5)
-    x.requires_grad_()
-    module(x).sum().backward()  # a fused network still explains its images
-    assert x.grad.any()
 
 
 def test_operators_for_the_compiler_keep_their_promises():
