@@ -1,6 +1,7 @@
 """The benchmark: what it refuses, what it counts, and the tables it writes. No test looks at a clock."""
 
 import json
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -221,6 +222,18 @@ def test_without_timm_its_columns_are_left_out(monkeypatch):
     results = benchmark.Benchmark(options).run()
     assert [record['name'] for record in results.training] == ['evit_m0']
     assert 'its columns are left out' in benchmark_output.closing_lines(results)[-1]
+
+
+def _dies(options, what):
+    os._exit(9)  # as a process does whose memory ran out
+
+
+def test_a_model_that_dies_does_not_cost_the_others(monkeypatch, tmp_path):
+    monkeypatch.setattr(benchmark, '_measured', _dies)
+    options = benchmark.parse([*TINY, '--what', 'kept', '--json', str(tmp_path / 'x.json')])
+    results = benchmark.Benchmark(options).run()
+    assert 'evit_m0: the process that measured train was killed' in benchmark_output.closing_lines(results)[-1]
+    assert json.loads((tmp_path / 'x.json').read_text())['models'][0]['name'] == 'evit_m0'
 
 
 @pytest.mark.parametrize('arch', ['v1_l1', 'v2_s0', 'evit_m0'])

@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+import torch.nn.functional as F
 from operators import Counted
 
 from mmplugin.layers import ConvNorm, convolution
@@ -32,7 +33,7 @@ def test_packed_weights_follow_the_weights_and_are_not_copied():
         torch.testing.assert_close(twin(x), twin.conv.bias.relu().view(-1, 1, 1).expand(plain.shape))
         for size in ((5, 5), (64, 40)):
             x = torch.randn(2, 8, *size)
-            expected = torch.nn.functional.conv2d(x, module.conv.weight, module.conv.bias, padding=1).relu()
+            expected = F.conv2d(x, module.conv.weight, module.conv.bias, padding=1).relu()
             torch.testing.assert_close(module(x), expected, atol=1e-5, rtol=1e-5)
     x.requires_grad_()
     module(x).sum().backward()  # a fused network still explains its images
@@ -40,28 +41,32 @@ def test_packed_weights_follow_the_weights_and_are_not_copied():
 
 
 @pytest.mark.parametrize('learning', [False, True])
-@pytest.mark.parametrize('gelu', [False, True])
-def test_small_maps_take_matrix_products_and_large_ones_convolutions(monkeypatch, gelu, learning):
-    module = ConvNorm(8, 16, gelu=gelu).double()
+@pytest.mark.parametrize(('gelu', 'bias'), [(False, False), (True, True)])
+def test_small_maps_take_matrix_products_and_large_ones_convolutions(monkeypatch, gelu, bias, learning):
+    module = ConvNorm(8, 16, gelu=gelu, bias=bias).double()
+    for value in (module.norm.running_mean, module.norm.weight, module.norm.bias):
+        torch.nn.init.normal_(value)
     module.norm.train(learning)
-    results = []
     wide = torch.randn(2, 20, 7, 5, dtype=torch.double).contiguous(memory_format=LAST)
     # a share of the channels is a view
-    maps = small_map().double(), small_map(torch.contiguous_format).double(), wide[:, 4:12]
-    for most_pixels in (70, 69):
-        monkeypatch.setattr(convolution, 'MOST_PIXELS', most_pixels)
-        for x in maps:
-            x = x.detach().requires_grad_()
+    for x in (small_map().double(), small_map(torch.contiguous_format).double(), wide[:, 4:12]):
+        x = x.detach().requires_grad_()
+        activated = F.gelu(x) if gelu else x
+        expected = module.norm(F.conv2d(activated, module.conv.weight, module.conv.bias))
+        wanted = torch.autograd.grad(expected.square().sum(), [x, *module.parameters()])
+        for most_pixels, is_product in ((70, True), (69, False)):
+            monkeypatch.setattr(convolution, 'MOST_PIXELS', most_pixels)
             with Counted() as operators:
                 result = module(x)
-            products = [name for name in operators.names if 'addmm' in name]
-            assert len(products) == (1 if most_pixels == 70 else 0)
-            assert any('convolution' in name for name in operators.names) == (not products)
-            grads = torch.autograd.grad(result.add_(1).square().sum(), [x, *module.parameters()])
-            results.append((result, *grads))
-    for product, conv in zip(results[:3], results[3:], strict=True):
-        for a, b in zip(product, conv, strict=True):
-            torch.testing.assert_close(a, b)
+            assert any(name.startswith('aten.convolution') for name in operators.names) != is_product
+            torch.testing.assert_close(result, expected)
+            for a, b in zip(torch.autograd.grad(result.square().sum(), [x, *module.parameters()]), wanted, strict=True):
+                torch.testing.assert_close(a, b)
+            module(x).add_(1)  # a residual may be added in place
+            with torch.no_grad():
+                torch.testing.assert_close(module(x.clone()), expected)
+                kept = module(x.clone())
+            kept.add_(torch.ones(1, dtype=torch.double, requires_grad=True))
 
 
 def test_small_maps_take_matrix_products_once_fused_but_not_in_an_export():
@@ -88,3 +93,4 @@ def test_a_network_built_in_inference_mode_runs():
         expected = model(torch.ones(1, 3, 64, 64))
         for a, b in zip(model.fuse()(torch.ones(1, 3, 64, 64)), expected, strict=True):
             torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+        assert not any(parameter.is_inference() for parameter in model.stem.parameters())  # so they can be packed

@@ -9,7 +9,7 @@ from operators import Counted
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import mmplugin  # noqa: F401
-from mmplugin.layers import ConvNorm, OffsetBias, attend, attention
+from mmplugin.layers import ConvNorm, OffsetBias, UpstreamBias, attend, attention
 
 ARCHS = [('EfficientFormer', 'l1'), ('EfficientFormerV2', 's0'), ('EfficientViTMSRA', 'm0')]
 
@@ -132,12 +132,13 @@ def test_bytes_kept_for_backward_against_timm(timm, name, arch, theirs, share):
     assert kept_bytes(ours, ours, x) <= share * kept_bytes(other, forward, x)
 
 
+@pytest.mark.parametrize('kind', [OffsetBias, UpstreamBias])
 @pytest.mark.parametrize('talking', [False, True])
 @pytest.mark.parametrize('stride', [1, 2])
-def test_attention_in_chunks_equals_the_definition(monkeypatch, talking, stride):
+def test_attention_in_chunks_equals_the_definition(monkeypatch, talking, stride, kind):
     height, width, heads = 6, 5, 2
     queries = -(-height // stride) * -(-width // stride)
-    bias = OffsetBias(heads, 3, stride).double()
+    bias = kind(heads, 3, stride).double()
     torch.nn.init.normal_(bias.table)
     mixing = tuple(torch.nn.Conv2d(heads, heads, 1).double() for _ in range(2)) if talking else None
     shapes = [(2, heads, 4, queries), (2, heads, 4, height * width), (2, heads, 3, height * width)]
@@ -212,7 +213,7 @@ def test_fused_is_equal_says_so_and_refuses_to_train(name, arch):
 
 def test_operators_for_the_compiler_keep_their_promises():
     q, k, v = torch.randn(2, 4, 8, 12), torch.randn(2, 4, 8, 48), torch.randn(2, 4, 6, 48)
-    mixing = [torch.randn(4, 4), torch.randn(4, 4)]
+    mixing = [torch.randn(4, 4), torch.randn(4, 1), torch.randn(4, 4)]
     offsets = OffsetBias(4, 3, 2).offsets(8, 6).detach()
     for mixed in ([], mixing):
         torch.library.opcheck(torch.ops.mmplugin.attend.default, (q, k, v, offsets, mixed, 'offset', 2, 8, 6))

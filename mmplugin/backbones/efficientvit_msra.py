@@ -70,13 +70,18 @@ class WindowBias(OffsetBias):
     def forward(self, height: int, width: int) -> Tensor:
         return self._remembered(self._matrix, height, width)
 
-    def _matrix(self, height: int, width: int) -> Tensor:
+    def _offsets(self, height: int, width: int) -> Tensor:
         table = self.table.view(self.heads, WINDOW, WINDOW)
-        if height == width == WINDOW:  # no size of an image in it: a constant for a compiler
-            windows = unfolded(self.signed(table), WINDOW, WINDOW)
-        else:
+        if not height == width == WINDOW:
             rows, columns = (shrink_matrix(size, table.device, table.dtype) for size in (height, width))
-            windows = self.rows(self.signed(rows @ table @ columns.T), height, width, 1)
+            table = rows @ table @ columns.T
+        return self.signed(table)
+
+    def _matrix(self, height: int, width: int) -> Tensor:
+        offsets = self._offsets(height, width)
+        # in a whole window no size of an image occurs: all of it is a constant for a compiler
+        whole = height == width == WINDOW
+        windows = unfolded(offsets, WINDOW, WINDOW) if whole else self.rows(offsets, height, width, 1)
         return windows.flip(3, 4).reshape(self.heads, -1, height * width)
 
 
@@ -111,7 +116,10 @@ class CascadedGroupAttention(nn.Module):
 
 
 class WindowAttention(CascadedGroupAttention):
-    """Cascaded group attention in windows of 7x7; a map that fits in one is a window of its own size."""
+    """Cascaded group attention in windows of 7x7; a map that fits in one is a window of its own size.
+
+    The projection comes after the windows are joined, so that it (and its norm, where that learns) never sees padding.
+    """
 
     def heads(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape

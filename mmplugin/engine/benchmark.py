@@ -3,6 +3,7 @@
 import argparse
 import datetime
 import gc
+import multiprocessing
 import os
 import platform
 import re
@@ -11,6 +12,8 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 
@@ -177,18 +180,42 @@ class Benchmark:
         steps = len(options.what) - ({'train', 'kept'} <= set(options.what))
         task = self.progress and self.progress.add_task('', total=len(self.subjects) * steps)
         for subject in self.subjects:
-            actions = dict(infer=self._infer, train=self._train, peak=self._peak, profile=self._profile)
-            for what, action in actions.items():
+            for what in ('infer', 'train', 'peak', 'profile'):
                 if what not in options.what and not (what == 'train' and 'kept' in options.what):
                     continue
                 if self.progress:
                     self.progress.update(task, description=f'{subject.name}: {what}')
-                action(subject)
+                self._alone(subject, what)
                 if self.progress:
                     self.progress.advance(task)
             self._describe(subject)
             if options.json:  # after each model: whoever interrupts hours of measuring keeps what there is
                 self.results.write_json(options.json)
+        return self.results
+
+    def _alone(self, subject: models.Subject, what: str) -> None:
+        """Measures in a new process.
+
+        A long life leaves memory in pieces, which slows what comes after, and one crash shall not cost all figures.
+        """
+        changes = dict(names=[subject.name], beside=self.beside, plot=None)
+        options = argparse.Namespace(**{**vars(self.options), **changes})
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context('spawn')) as process:
+            try:
+                part = process.submit(_measured, options, what).result()
+            except BrokenProcessPool:
+                self.results.notes.append(
+                    f'{subject.name}: the process that measured {what} was killed, probably because memory ran out; '
+                    'give smaller --size or --batch'
+                )
+                return
+        for table in ('inference', 'training', 'memory', 'profile'):
+            getattr(self.results, table).extend(getattr(part, table))
+
+    def measure(self, what: str) -> output.Results:
+        """One kind of figure of all models, in this process."""
+        for subject in self.subjects:
+            dict(infer=self._infer, train=self._train, peak=self._peak, profile=self._profile)[what](subject)
         return self.results
 
     def _other(self, subject: models.Subject) -> str | None:
@@ -316,15 +343,25 @@ def _forget_compiled() -> None:
     gc.collect()
 
 
+def _measured(options: argparse.Namespace, what: str) -> output.Results:
+    """What a new process does."""
+    _set_up(options)
+    return Benchmark(options).measure(what)
+
+
+def _set_up(options: argparse.Namespace) -> None:
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    # torch.compile traces through our caches of index tables: meant so, their results are constants
+    warnings.filterwarnings('ignore', message='Dynamo detected a call to a `functools.lru_cache`')
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     argv = list(sys.argv[1:] if argv is None else argv)
     if options.clock == 'cpu' and any(os.environ.get(name) != value for name, value in PASSIVE.items()):
         return _again_with_passive_threads(argv)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    # torch.compile traces through our caches of index tables: meant so, their results are constants
-    warnings.filterwarnings('ignore', message='Dynamo detected a call to a `functools.lru_cache`')
+    _set_up(options)
     columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         results = Benchmark(options, progress).run()

@@ -9,11 +9,12 @@ from torch.utils.checkpoint import checkpoint
 
 from .attention_bias import BIASES, OffsetBias
 
-# Logits (all heads, a chunk of queries, all keys) of one image that are in memory at once: 16 MB, and for inference on
-# a CPU half a megabyte, which stays in its cache, and for which it need not ask the system for memory at every step.
+# Logits (all heads, a chunk of queries, all keys) of one image that are in memory at once; 4 M floats are 16 MB.
 MAX_LOGITS = 4 * 2**20
+# The same at inference on a CPU, of all images together: half a megabyte stays in its cache, and memory that is asked
+# for anew at every step would cost as much as the work.
 MAX_LOGITS_CPU_INFERENCE = 2**17
-# Up to so many, a few megabytes, they are kept for backward: computing them again would take longer.
+# Up to so many logits of all images, 4 MB, attention maps are kept for backward: computing them again takes longer.
 MAX_KEPT_LOGITS = 2**20
 
 
@@ -46,7 +47,7 @@ def attend(
 ) -> Tensor:
     """Softmax attention with a bias by offset, over chunks of query rows.
 
-    For backward, only the arguments are kept; the attention maps are computed again.
+    For backward, only the arguments are kept; attention maps are computed again, but for small ones.
 
     Args:
         q: Queries (B, heads, d, queries), in rows of the query map.
@@ -66,16 +67,16 @@ def attend(
     mixing: list[Tensor] = []
     if talking_heads is not None:
         before, after = talking_heads
-        mixing = [before.weight.flatten(1), after.weight.flatten(1)]
-        # the mixing is linear, so what it adds to all pairs may be added in smaller places: to the table, to the result
-        offsets = (mixing[0] @ offsets.flatten(1) + before.bias[:, None]).view_as(offsets)
+        mixing = [before.weight.flatten(1), before.bias[:, None], after.weight.flatten(1)]
+        if bias.by_offset:  # the first mixing is linear, so it may act on the table instead of on every pair
+            offsets = (mixing[0] @ offsets.flatten(1) + mixing[1]).view_as(offsets)
     if compiled_for_inference():
         x = _opaque(q, k, v, offsets, mixing, *maps)
     elif torch.compiler.is_compiling():  # all at once: a number of chunks in the graph would tie it to one size
         x = _attend_rows(q, k, v, offsets, mixing, maps)
     else:
         x = _in_chunks(q, k, v, offsets, mixing, maps)
-    if talking_heads is not None:
+    if talking_heads is not None:  # what the last mixing adds to all pairs, every key's value gets as much of
         x = x + (v.sum(3) * after.bias[:, None])[:, None].to(x.dtype)
     return x.flatten(2).transpose(1, 2).unflatten(2, (q.shape[-1] // maps.row, maps.row))
 
@@ -83,15 +84,16 @@ def attend(
 def _in_chunks(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, mixing: list[Tensor], maps: _Maps) -> Tensor:
     """(B, queries, heads, e)"""
     rows = q.shape[-1] // maps.row
-    limit = MAX_LOGITS_CPU_INFERENCE if q.is_cpu and not torch.is_grad_enabled() else MAX_LOGITS
+    learning, limit = torch.is_grad_enabled(), MAX_LOGITS
+    if q.is_cpu and not learning and not torch.jit.is_tracing():  # a trace holds every chunk
+        limit = MAX_LOGITS_CPU_INFERENCE // q.shape[0]
     chunk = max(1, limit // (q.shape[1] * maps.row * k.shape[-1]))
     bounds = [(start, min(start + chunk, rows)) for start in range(0, rows, chunk)]
 
     def arguments(start: int, stop: int) -> tuple:
         return q[..., start * maps.row : stop * maps.row], k, v, offsets, mixing, maps, start, stop
 
-    learning = torch.is_grad_enabled()
-    if len(bounds) == 1 and not (learning and q.shape[1] * q.shape[-1] * k.shape[-1] > MAX_KEPT_LOGITS):
+    if len(bounds) == 1 and not (learning and q.shape[:2].numel() * q.shape[-1] * k.shape[-1] > MAX_KEPT_LOGITS):
         return _attend_rows(*arguments(0, rows))
     if learning:
         parts = [checkpoint(_attend_rows, *arguments(*bound), use_reentrant=False) for bound in bounds]
@@ -144,12 +146,16 @@ def _attend_rows(
         table = table.reshape(len(table), q.shape[2], -1)
         return F.scaled_dot_product_attention(q, k.transpose(2, 3), v, table).transpose(1, 2)
     logits = q * q.shape[-1] ** -0.5 @ k
-    if mixing:
+    if mixing and bias.by_offset:
         logits = _mix(logits, mixing[0])
-    logits.view(len(logits), *table.shape).add_(table)
+    pairs = logits.view(len(logits), *table.shape)
+    # in place only where autograd does not look: it would have to undo the change of a view
+    logits = (pairs + table if torch.is_grad_enabled() else pairs.add_(table)).view_as(logits)
+    if mixing and not bias.by_offset:
+        logits = _mix(logits, mixing[0]) + mixing[1].to(logits.dtype)[:, :, None]
     attention = logits.softmax(-1)
     if mixing:
-        attention = _mix(attention, mixing[1])
+        attention = _mix(attention, mixing[2])
     return (attention @ v).transpose(1, 2)
 
 

@@ -106,10 +106,11 @@ class OffsetBias(nn.Module):
         learns = torch.is_grad_enabled() and self.table.requires_grad
         if learns or torch.compiler.is_compiling() or self.table.is_inference():
             return compute(height, width)
-        key = (height, width, self.table.device, self.table.dtype, torch.is_inference_mode_enabled())
-        known, state = self._cache.get(key), state_of(self.table)
+        table, mode = self.table, torch.is_inference_mode_enabled()
+        key = (compute.__name__, height, width, table.device, table.dtype, mode)
+        known, state = self._cache.get(key), state_of(table)
         if known is None or known[0] != state:
-            known = self._cache[key] = (state, compute(height, width))
+            known = self._cache[key] = (state, compute(height, width), table.detach())
         self._cache.move_to_end(key)
         if len(self._cache) > self.max_cached_sizes:
             self._cache.popitem(last=False)

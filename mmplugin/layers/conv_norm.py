@@ -61,7 +61,8 @@ class ConvNorm(nn.Module):
         if not self.gelu:
             return x
         # In place where nothing is kept: `x` is the result of the convolution before, which nobody else sees.
-        return gelu(x) if torch.is_grad_enabled() or torch.compiler.is_compiling() else gelu_(x)
+        recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        return gelu(x) if torch.is_grad_enabled() or recorded else gelu_(x)
 
     def _folding_pays(self, x: Tensor) -> bool:
         """Whether the map that a norm would walk over is larger than the weights that folding walks over."""
@@ -86,6 +87,7 @@ class ConvNorm(nn.Module):
             scale, shift = scale * layer_scale, shift * layer_scale
         return self.conv.weight * scale.view(-1, 1, 1, 1), shift
 
+    @torch.inference_mode(False)  # whatever is on around: what is made here are weights like all others
     @torch.no_grad()
     def fuse(self, layer_scale: Tensor | None = None) -> None:
         """Folds norm and layer scale into the convolution for good; the module cannot train any more."""

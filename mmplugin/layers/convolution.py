@@ -22,7 +22,7 @@ class Convolution(nn.Conv2d):
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int, groups: int, bias: bool):
         super().__init__(in_channels, out_channels, kernel_size, stride, kernel_size // 2, groups=groups, bias=bias)
         self.pointwise = kernel_size == stride == groups == 1
-        self._packed: tuple[tuple, Tensor] | None = None
+        self._packed: tuple[tuple, Tensor, Tensor] | None = None
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, '_packed': None}
@@ -38,15 +38,17 @@ class Convolution(nn.Conv2d):
         """Convolves with another weight and bias.
 
         Args:
-            own: The result is no view: autograd lets nobody change a view in place that a function of ours returned.
+            own: Under gradients, too, the result is no view: autograd lets nobody change one in place that a function
+                of ours returned.
         """
         if not self._is_product(x):
             return self._conv_forward(x, weight, bias)
         rows, weight = x.permute(LAST), weight.flatten(1)  # (B, H, W, C), (O, C)
-        if not own:
+        learning, recorded = torch.is_grad_enabled(), torch.compiler.is_compiling()
+        if not own and (learning or recorded or torch.is_autocast_enabled('cpu')):
             return F.linear(rows, weight, bias).permute(FIRST)
         shape = x.shape[0], len(weight), *x.shape[2:]
-        result = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
+        result = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
         product = result.permute(LAST).flatten(0, 2)
         if bias is None:
             torch.mm(rows.flatten(0, 2), weight.t(), out=product)
@@ -55,12 +57,13 @@ class Convolution(nn.Conv2d):
         return result
 
     def _is_product(self, x: Tensor) -> bool:
-        # what is exported stays a convolution
-        if not self.pointwise or not x.is_cpu or torch.jit.is_tracing() or torch.compiler.is_exporting():
+        if not self.pointwise or not x.is_cpu or torch.jit.is_tracing():
             return False
         few = x.numel() <= MOST_PIXELS * self.in_channels
         if not torch.compiler.is_compiling():
             return few
+        if torch.compiler.is_exporting():  # what is exported stays a convolution
+            return False
         from torch.fx.experimental.symbolic_shapes import statically_known_true
 
         return statically_known_true(few)  # without tying a graph for many sizes to some of them
@@ -84,7 +87,8 @@ class Convolution(nn.Conv2d):
         settings, state = (self.padding, self.stride, self.dilation, self.groups), state_of(weight)
         if self._packed is None or self._packed[0] != state:
             plain = weight.contiguous(memory_format=torch.channels_last)
-            self._packed = state, torch.ops.mkldnn._reorder_convolution_weight(plain, *settings, x.shape)
+            packed = torch.ops.mkldnn._reorder_convolution_weight(plain, *settings, x.shape)
+            self._packed = state, packed, weight.detach()
         activation = 'relu' if relu else 'none'
         return torch.ops.mkldnn._convolution_pointwise(x, self._packed[1], bias, *settings, activation, [], '')
 
@@ -92,6 +96,7 @@ class Convolution(nn.Conv2d):
 def state_of(tensor: Tensor) -> tuple[int, int]:
     """What tells whether a tensor changed: a change in place raises the version, another tensor has another address.
 
-    What writes through ``.data`` does not show, and tensors made in inference mode count no versions at all.
+    Whoever remembers a state holds on to the tensor, or a later one may get its address. What writes through ``.data``
+    does not show, and tensors made in inference mode count no versions at all.
     """
     return tensor.data_ptr(), tensor._version
