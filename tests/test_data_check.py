@@ -15,6 +15,7 @@ from mmplugin import cli
 from mmplugin.data.check import check_config, show
 from mmplugin.data.finding import Finding
 from mmplugin.data.mini import ensure_mini_coco
+from mmplugin.errors import UserError
 
 
 @pytest.fixture(scope='module')
@@ -270,6 +271,11 @@ def test_fast_reads_no_more_than_a_handful_of_images(spoil, monkeypatch):
     monkeypatch.setattr(check_coco, '_open_image', lambda path: opened.append(path) or true_open(path))
     spoil.findings(fast=True)
     assert len(opened) == 4  # two of each split
+
+
+def test_a_config_without_data_is_not_called_clean():
+    with pytest.raises(UserError, match=r'names no data: none of train_dataloader.* name a config for training'):
+        check_config(Config(dict(model=dict(type='MaskRCNN'))))
 
 
 def test_a_stock_config_of_mmdet_is_understood(tmp_path):

@@ -9,6 +9,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from mmplugin.engine.config import Settings, is_segmentation, load_config
+from mmplugin.errors import UserError
 
 from .check_coco import check_coco
 from .check_seg import check_seg
@@ -24,6 +25,11 @@ def check_config(cfg: Config, fast: bool = False) -> list[Finding]:
         cfg: A detection or segmentation config.
         fast: Only what JSON files and folders say, and a handful of images and masks.
     """
+    if not any(cfg.get(f'{split}_dataloader') for split in ('train', 'val', 'test')):
+        raise UserError(
+            f'{cfg.filename} names no data: none of train_dataloader, val_dataloader, test_dataloader is in it; '
+            'name a config for training, such as configs/detection/maskrcnn_v2_s2.py'
+        )
     findings = check_seg(cfg, fast) if is_segmentation(cfg) else check_coco(cfg, fast)
     unique = list(dict.fromkeys(findings))  # train, val and test share heads and often files
     return sorted(unique, key=lambda finding: list(_STYLE).index(finding.severity))

@@ -59,7 +59,9 @@ def use_tta(cfg: Config) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     if not Path(options.checkpoint).is_file():
-        raise UserError(f'{options.checkpoint} is no file; name a checkpoint such as work_dirs/NAME/epoch_12.pth')
+        raise UserError(
+            f'{options.checkpoint} is no file; name a checkpoint: epoch_12.pth or iter_40000.pth in work_dirs/NAME'
+        )
     if options.out and not options.out.endswith(('.pkl', '.pickle')):
         raise UserError(f'--out {options.out}: allowed are names that end in .pkl or .pickle')
     cfg = complete(options)
