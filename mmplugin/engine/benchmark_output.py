@@ -217,7 +217,7 @@ def goals_missed(results: Results) -> list[str] | None:
         limit = STRICTER.get(name, {}).get(what, limit)
         checked += 1
         if value > limit:
-            missed.append(f'{name} {label} {value:.2f} (goal {limit})')
+            missed.append(f'{name} {label} {value:.3g} (goal {limit})')  # 0.451 is no 0.45
 
     if meta['beside'] == 'timm' and meta['device'] == 'cpu' and meta['beside_mode'] == 'eager':
         for record in results.inference:
