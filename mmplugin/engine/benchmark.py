@@ -212,12 +212,6 @@ class Benchmark:
         for table in ('inference', 'training', 'memory', 'profile'):
             getattr(self.results, table).extend(getattr(part, table))
 
-    def measure(self, what: str) -> output.Results:
-        """One kind of figure of all models, in this process."""
-        for subject in self.subjects:
-            dict(infer=self._infer, train=self._train, peak=self._peak, profile=self._profile)[what](subject)
-        return self.results
-
     def _other(self, subject: models.Subject) -> str | None:
         return f'timm:{subject.name.removeprefix("timm:")}' if self.beside == 'timm' else self.beside
 
@@ -344,9 +338,12 @@ def _forget_compiled() -> None:
 
 
 def _measured(options: argparse.Namespace, what: str) -> output.Results:
-    """What a new process does."""
+    """What a new process does: one kind of figure of one model."""
     _set_up(options)
-    return Benchmark(options).measure(what)
+    benchmark = Benchmark(options)
+    actions = dict(infer=benchmark._infer, train=benchmark._train, peak=benchmark._peak, profile=benchmark._profile)
+    actions[what](*benchmark.subjects)
+    return benchmark.results
 
 
 def _set_up(options: argparse.Namespace) -> None:
