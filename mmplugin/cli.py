@@ -21,9 +21,9 @@ class Command(NamedTuple):
 COMMANDS = {
     'train': Command('mmplugin.engine.train:main', 'CONFIG [--mini]', 'train, evaluate, write report.html'),
     'test': Command('mmplugin.engine.test:main', 'CONFIG CHECKPOINT', 'measure AP or mIoU of a checkpoint'),
-    'convert': Command('mmplugin.convert.cli:main', 'SRC DST', 'classification weights to backbone weights'),
-    'check-data': Command('mmplugin.data.check:main', 'CONFIG', "look for mistakes in a config's data set"),
-    'benchmark': Command('mmplugin.engine.benchmark:main', 'CONFIG', 'measure speed and memory'),
+    'convert': Command('mmplugin.convert.command:main', 'SRC DST', 'classification weights to backbone weights'),
+    'check-data': Command('mmplugin.engine.check_data:main', 'CONFIG', "look for mistakes in a config's data set"),
+    'benchmark': Command('mmplugin.benchmark.command:main', 'CONFIG', 'measure speed and memory'),
     'doctor': Command('mmplugin.doctor:main', '', 'is this environment healthy, and if not, what mends it'),
 }
 

@@ -27,7 +27,7 @@ def _same_seed_every_test() -> None:
 @pytest.fixture(scope='session')
 def timm():
     """Give timm, the test oracle, also beside a CPU-only torch."""
-    from mmplugin.engine.timm_oracle import import_timm
+    from mmplugin.benchmark.timm_reference import import_timm
 
     try:
         return import_timm()

@@ -11,7 +11,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import DefaultScope
 
 from mmplugin.backbones import FAMILIES
-from mmplugin.data.mini import ensure_mini_ade, ensure_mini_coco
+from mmplugin.data.synthetic import ensure_mini_ade, ensure_mini_coco
 from mmplugin.engine import mini
 from mmplugin.engine.config import dicts, is_segmentation, load_config
 from mmplugin.engine.runner import build_model
@@ -175,7 +175,7 @@ def test_strides_that_do_not_fit_are_refused(name: str, option: dict, message: s
 
 
 def test_align_resize_gives_the_sizes_worked_out_by_hand():
-    from mmplugin.engine.transforms import AlignResize
+    from mmplugin.data.transforms import AlignResize
 
     worked = {  # (height, width): fit into 2048 x 512, then up to a multiple of 32
         (512, 683): (512, 704),  # factor 1: 512 and 683 -> 704

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmplugin.errors import UserError
 
-from . import formats, sources, tables
+from . import bias_tables, formats, sources
 from .classifier import MODULES, head_shapes
 
 HEAD, INDICES, IMAGENET, OTHERS = (
@@ -142,9 +142,9 @@ class _Conversion:
         expected = self.known.form.shape(key, target.shape)
         if value.shape == expected:
             return value.reshape(target.shape)
-        if self.family == 'evit' and key.endswith('.table') and tables.can_grow(value, target.shape):
+        if self.family == 'evit' and key.endswith('.table') and bias_tables.can_grow(value, target.shape):
             self.resized[key] = (value.shape[1], target.shape[1])
-            return tables.grow(value)
+            return bias_tables.grow(value)
         self.wrong.append(f'{theirs} is {_size(value.shape)}, expected {_size(expected)}')
         return None
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mmplugin.errors import UserError
 
-from . import formats, tables
+from . import bias_tables, formats
 from .classifier import MODULES
 from .conversion import Result
 
@@ -78,13 +78,13 @@ def _shrink(key: str, table: Tensor, shrunk: list[str]) -> Tensor:
     if table.shape[1] <= side**2:
         return table
     shrunk.append(key)
-    return tables.shrink(table, side)
+    return bias_tables.shrink(table, side)
 
 
 def _add_index_table(content: dict[str, Tensor], theirs: str, table: Tensor, key: str, form: formats.Format) -> None:
     if form.index_tables:
         name = theirs.replace('attention_biases', 'attention_bias_idxs')
-        content[name] = tables.index_table(table.shape[1], 2 if '.downsample.' in key else 1)
+        content[name] = bias_tables.index_table(table.shape[1], 2 if '.downsample.' in key else 1)
 
 
 def _imagenet_tables(result: Result, known: formats.Recognised, remarks: list[str]) -> dict[str, Tensor]:

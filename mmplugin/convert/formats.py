@@ -13,7 +13,7 @@ from torch import Tensor
 from mmplugin.backbones import FAMILIES
 from mmplugin.errors import UserError
 
-from . import names
+from . import key_maps
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class Format:
 
     origin: str
     family: str
-    rules: Callable[[dict], list[names.Rule]]
+    rules: Callable[[dict], list[key_maps.Rule]]
     column_scales: bool = False
     index_tables: bool = False
     dense: bool = False
 
     def rename(self, settings: dict) -> Callable[[str], str]:
-        return names.renamer(self.rules(settings))
+        return key_maps.renamer(self.rules(settings))
 
     def shape(self, key: str, shape: torch.Size) -> torch.Size:
         """The shape that our tensor ``key`` has in this format."""
@@ -47,18 +47,18 @@ class Format:
 ORIGINAL, DENSE, TIMM, MMPRETRAIN, OURS = 'original', 'original dense', 'timm', 'mmpretrain', 'mmplugin'
 
 FORMATS = (
-    Format(ORIGINAL, 'v1', names.original_v1, index_tables=True),
-    Format(ORIGINAL, 'v2', names.original_v2, column_scales=True, index_tables=True),
-    Format(ORIGINAL, 'evit', names.original_evit, index_tables=True),
-    Format(DENSE, 'v1', names.dense(names.original_v1), index_tables=True, dense=True),
-    Format(DENSE, 'v2', names.dense(names.original_v2), column_scales=True, index_tables=True, dense=True),
-    Format(TIMM, 'v1', names.timm_v1, index_tables=True),
-    Format(TIMM, 'v2', names.timm_v2),
-    Format(TIMM, 'evit', names.timm_evit),
-    Format(MMPRETRAIN, 'v1', names.mmpretrain_v1, index_tables=True),
-    Format(OURS, 'v1', names.ours),
-    Format(OURS, 'v2', names.ours),
-    Format(OURS, 'evit', names.ours),
+    Format(ORIGINAL, 'v1', key_maps.original_v1, index_tables=True),
+    Format(ORIGINAL, 'v2', key_maps.original_v2, column_scales=True, index_tables=True),
+    Format(ORIGINAL, 'evit', key_maps.original_evit, index_tables=True),
+    Format(DENSE, 'v1', key_maps.dense(key_maps.original_v1), index_tables=True, dense=True),
+    Format(DENSE, 'v2', key_maps.dense(key_maps.original_v2), column_scales=True, index_tables=True, dense=True),
+    Format(TIMM, 'v1', key_maps.timm_v1, index_tables=True),
+    Format(TIMM, 'v2', key_maps.timm_v2),
+    Format(TIMM, 'evit', key_maps.timm_evit),
+    Format(MMPRETRAIN, 'v1', key_maps.mmpretrain_v1, index_tables=True),
+    Format(OURS, 'v1', key_maps.ours),
+    Format(OURS, 'v2', key_maps.ours),
+    Format(OURS, 'evit', key_maps.ours),
 )
 ARCHS = {arch: family for family, backbone in FAMILIES.items() for arch in backbone.ARCHS}
 

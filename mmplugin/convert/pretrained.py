@@ -13,7 +13,7 @@ from mmplugin.backbones import DenseBackbone
 from mmplugin.errors import UserError
 from mmplugin.layers.attention_bias import OffsetBias, UpstreamBias
 
-from . import files
+from . import checkpoint_io
 from .conversion import Result, convert
 
 NOT_BUILT, NORMS_NOT_BUILT = 'of stages above out_indices', 'norms of maps that are not returned'
@@ -43,7 +43,7 @@ def load_pretrained(
     path = _local(checkpoint)
     arch = backbone.arch if isinstance(backbone.arch, dict) else None
     try:
-        result = convert(files.read(path, trust), arch, ema=ema, prefix=prefix)
+        result = convert(checkpoint_io.read(path, trust), arch, ema=ema, prefix=prefix)
         line = _load(backbone, result)
     except UserError as error:
         raise UserError(f'Pretrained weights {checkpoint}: {error}') from error

@@ -8,7 +8,7 @@ import numpy as np
 from mmengine.config import Config
 from PIL import Image
 
-from .finding import ERROR, NOTE, WARNING, Finding, Split, check_classes, check_overlap, each, sample, some, splits
+from .findings import ERROR, NOTE, WARNING, Finding, Split, check_classes, check_overlap, each, sample, some, splits
 
 IGNORED = 255
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from mmengine.fileio import LocalBackend, register_backend
 
-from mmplugin.convert.files import allowed_globals
+from mmplugin.convert.checkpoint_io import allowed_globals
 from mmplugin.errors import UserError
 
 

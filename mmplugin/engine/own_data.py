@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from PIL import Image
 
-from mmplugin.data.finding import sample
+from mmplugin.data.findings import sample
 from mmplugin.engine.config import is_segmentation, set_classes
 from mmplugin.errors import UserError
 

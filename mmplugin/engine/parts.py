@@ -1,31 +1,22 @@
 """Importing this registers what our configs name besides models: samplers, loops, transforms, metrics."""
 
 from mmplugin import necks
-from mmplugin.data import guard
-from mmplugin.engine import (
-    checkpoints,
-    draw,
-    loops,
-    losses,
-    metric_detection,
-    metric_segmentation,
-    sampling,
-    transforms,
-    warm_start,
-)
-from mmplugin.hooks import progress
+from mmplugin.data import seeded_sampler, transforms
+from mmplugin.engine import checkpoints, loops, losses
+from mmplugin.evaluation import detection_errors, segmentation
+from mmplugin.hooks import draw, label_range, progress, warm_start
 
 __all__ = [
     'checkpoints',
+    'detection_errors',
     'draw',
-    'guard',
+    'label_range',
     'loops',
     'losses',
-    'metric_detection',
-    'metric_segmentation',
     'necks',
     'progress',
-    'sampling',
+    'seeded_sampler',
+    'segmentation',
     'transforms',
     'warm_start',
 ]

@@ -9,7 +9,7 @@ from mmengine.dist import is_main_process
 from rich.console import Console
 
 from mmplugin import stack
-from mmplugin.data.finding import splits
+from mmplugin.data.findings import splits
 from mmplugin.engine.config import is_segmentation
 from mmplugin.engine.train import add_common, complete
 from mmplugin.errors import UserError
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         dump = 'DumpDetResults' if not is_segmentation(cfg) else 'mmengine.DumpResults'
         cfg.test_evaluator = [*cfg.test_evaluator, dict(type=dump, out_file_path=options.out)]
 
-    from mmplugin.engine import tables
+    from mmplugin.engine import result_tables as tables
     from mmplugin.engine.runner import build_runner
 
     runner = build_runner(cfg)

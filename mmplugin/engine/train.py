@@ -72,8 +72,8 @@ def add_tensorboard(cfg: Config) -> None:
 
 def check_data(cfg: Config) -> None:
     """The fast part of ``tools/check_data.py``; errors stop the run before it costs anything."""
-    from mmplugin.data.check import check_config, show
-    from mmplugin.data.finding import ERROR
+    from mmplugin.data.findings import ERROR
+    from mmplugin.engine.check_data import check_config, show
 
     findings = check_config(cfg, fast=True)
     if findings:
@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     runner = build_runner(cfg)
     runner.train()
     if not options.no_report and is_main_process():
-        from mmplugin.engine.report import write_report
+        from mmplugin.engine.html_report import write_report
 
         write_report(runner, time.perf_counter() - started)
     return 0

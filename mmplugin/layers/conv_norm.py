@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .convolution import Convolution
-from .lean_conv import LeanConv, folded, gelu, gelu_
+from .recompute_conv import LeanConv, folded, gelu, gelu_
 
 
 class ConvNorm(nn.Module):

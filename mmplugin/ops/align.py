@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .sampling import Taps, compute_dtype, expand, pool, spread, weighted_sum
+from .weighted_sums import Taps, compute_dtype, expand, pool, spread, weighted_sum
 
 NOTHING_SAMPLED = -10000.0  # mmcv's maximum over no sample at all
 MAX_MODE_SAMPLES = 1 << 16  # sampled at a time in max mode: 64 MB with 256 channels

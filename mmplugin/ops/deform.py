@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .sampling import Taps, compute_dtype, transpose, weighted_sum
+from .weighted_sums import Taps, compute_dtype, transpose, weighted_sum
 
 
 class Geometry(NamedTuple):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from .sampling import compute_dtype
+from .weighted_sums import compute_dtype
 
 
 def _class_weight(weight: Tensor, target: Tensor, classes: int) -> Tensor | None:

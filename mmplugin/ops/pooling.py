@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .sampling import compute_dtype, expand
+from .weighted_sums import compute_dtype, expand
 
 
 def _borders(low: Tensor, high: Tensor, bins: int, scale: float, size: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,1 @@
+"""Metrics that mmdet and mmseg do not have."""

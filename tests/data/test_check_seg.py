@@ -1,0 +1,226 @@
+"""Checks of segmentation folders: a clean set passes, and each spoiled copy ends in the message that mends it."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.structures import PixelData
+from PIL import Image
+
+from mmplugin.data.synthetic import ensure_mini_ade
+from mmplugin.engine.check_data import check_config
+from mmplugin.errors import UserError
+from mmplugin.hooks.label_range import LabelRangeHook
+
+
+@pytest.fixture(scope='module')
+def drawn(tmp_path_factory):
+    return ensure_mini_ade(tmp_path_factory.mktemp('mini'), train=6, val=2)
+
+
+class Spoil:
+    def __init__(self, drawn, folder):
+        self.root = folder / 'set'
+        shutil.copytree(drawn.root, self.root)
+
+        def loader(split):
+            return dict(
+                dataset=dict(
+                    type='BaseSegDataset',
+                    data_root=str(self.root),
+                    metainfo=dict(classes=drawn.classes),
+                    data_prefix=dict(img_path=f'images/{split}', seg_map_path=f'annotations/{split}'),
+                    reduce_zero_label=True,
+                    pipeline=[dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')],
+                )
+            )
+
+        self.cfg = Config(
+            dict(
+                default_scope='mmseg',
+                model=dict(decode_head=dict(num_classes=10), auxiliary_head=[dict(num_classes=10)]),
+                train_dataloader=loader('training'),
+                val_dataloader=loader('validation'),
+                test_dataloader=None,
+            )
+        )
+        self.train = self.cfg.train_dataloader.dataset
+        self.masks = sorted((self.root / 'annotations/training').iterdir())
+
+    def each(self, change):
+        for path in self.masks:
+            Image.fromarray(change(np.array(Image.open(path)))).save(path)
+
+
+@pytest.fixture
+def spoil(drawn, tmp_path):
+    return Spoil(drawn, tmp_path)
+
+
+@pytest.mark.parametrize('fast', [True, False])
+def test_a_clean_set_has_no_errors(spoil, fast):
+    assert all('never occur' in finding.what for finding in check_config(spoil.cfg, fast))
+
+
+def _not_reduced(s):
+    s.train.reduce_zero_label = False
+    s.each(lambda mask: np.where(mask == 9, 10, mask).astype(np.uint8))
+
+
+def _too_few_classes(s):
+    s.each(lambda mask: np.where(mask == 1, 14, mask).astype(np.uint8))
+
+
+def _binary(s):
+    s.each(lambda mask: np.where(mask > 4, 255, 0).astype(np.uint8))
+
+
+def _all_ignored(s):
+    s.each(lambda mask: np.zeros_like(mask))
+
+
+def _colour(s):
+    s.each(lambda mask: np.stack([mask * 20, mask, mask], axis=-1).astype(np.uint8))
+
+
+def _palette(s):
+    s.train.pipeline[1].imdecode_backend = 'cv2'
+    for path in s.masks:
+        image = Image.open(path).copy()
+        image.putpalette([value for index in range(256) for value in (index, 255 - index, 0)])
+        image.save(path)
+
+
+def _deep(s):
+    s.each(lambda mask: mask.astype(np.uint16) + 1000)
+
+
+def _other_size(s):
+    s.each(lambda mask: mask[:-8])
+
+
+def _mask_lost(s):
+    s.masks[2].unlink()
+
+
+def _image_lost(s):
+    (s.root / 'images/training' / f'{s.masks[2].stem}.jpg').unlink()
+
+
+def _suffix(s):
+    s.train.img_suffix = '.jpeg'
+
+
+def _folder(s):
+    s.train.data_prefix.seg_map_path = 'labels'
+
+
+def _broken(s):
+    s.masks[1].write_bytes(s.masks[1].read_bytes()[:80])
+
+
+def _never(s):
+    s.each(lambda mask: np.where(mask == 10, 0, mask).astype(np.uint8))
+
+
+def _head(s):
+    s.cfg.model.auxiliary_head[0].num_classes = 150
+
+
+def _foreign_names(s):
+    s.train.type = 'ADE20KDataset'
+
+
+def _two_opinions(s):
+    s.train.pipeline[1].reduce_zero_label = False
+
+
+def _overlap(s):
+    s.cfg.val_dataloader.dataset.data_prefix = s.train.data_prefix
+
+
+def _first_is_zero(s):
+    s.each(lambda mask: np.where(mask == 0, 0, mask - 1).astype(np.uint8))
+
+
+CASES = [
+    (
+        _not_reduced,
+        'error',
+        'labels 10 are out of range',
+        'val_dataloader.dataset.reduce_zero_label=True if 0 means unlabelled',
+    ),
+    (_too_few_classes, 'error', 'reduce_zero_label=True allow 1...10', 'name 14 classes'),
+    (_binary, 'error', '255 means ignored', 'mask[mask == 255] = 1'),
+    (_all_ignored, 'error', 'every pixel is ignored', 'reduce_zero_label=False'),
+    (_colour, 'error', 'several channels (mode RGB', 'class index in place of its colour'),
+    (_palette, 'error', 'have a palette', "imdecode_backend='pillow'"),
+    (_deep, 'error', 'beyond 0...255', '8-bit PNG'),
+    (_other_size, 'error', 'differ in size from their image', 'nearest neighbour'),
+    (_mask_lost, 'error', '1 of 6 images without a mask', 'add the masks'),
+    (_image_lost, 'warning', '1 masks without an image', 'add the images'),
+    (_suffix, 'error', "no images with suffix '.jpeg'", "train_dataloader.dataset.img_suffix='.jpg'"),
+    (_folder, 'error', 'no such folder', '--data-root'),
+    (_broken, 'error', '1 of 6 masks or their images unreadable', 'replace'),
+    (_never, 'warning', 'classes that never occur in the train masks: mug', 'drop them'),
+    (_head, 'error', 'the head expects 150 classes, the train set names 10', 'model.auxiliary_head.0.num_classes=10'),
+    (_foreign_names, 'error', 'does not know', "type='BaseSegDataset'"),
+    (_two_opinions, 'error', 'this step says False', 'remove it here'),
+    (_overlap, 'warning', '6 of 6 val images are training images', 'val_dataloader.dataset'),
+    (_first_is_zero, 'warning', '0 may be the first class', 'reduce_zero_label=False'),
+]
+
+
+@pytest.mark.parametrize(('damage', 'severity', 'what', 'mend'), CASES, ids=[case[0].__name__ for case in CASES])
+def test_each_fault_is_named_with_its_remedy(spoil, damage, severity, what, mend):
+    damage(spoil)
+    findings = check_config(spoil.cfg)
+    assert [f for f in findings if f.severity == severity and what in f.what and mend in f.mend], findings
+
+
+def test_palette_masks_are_fine_where_indices_are_read(spoil):
+    _palette(spoil)
+    del spoil.train.pipeline[1]['imdecode_backend']
+    assert not [finding for finding in check_config(spoil.cfg) if finding.severity == 'error']
+
+
+def test_the_meaning_of_values_is_what_mmseg_makes_of_them(tmp_path):
+    """Every value from 0 to 255, a subset of ADE20K's classes in another order, both settings."""
+    from mmseg.datasets import ADE20KDataset, LoadAnnotations
+
+    from mmplugin.data.check_seg import _meanings
+    from mmplugin.data.findings import Split
+
+    Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).save(tmp_path / 'all.png')
+    known = ADE20KDataset.METAINFO['classes']
+    for reduce in (True, False):
+        for classes in (known, (known[7], known[2], known[100])):
+            label_map = ADE20KDataset.get_label_map(classes)
+            results = dict(
+                seg_map_path=str(tmp_path / 'all.png'), label_map=label_map, reduce_zero_label=reduce, seg_fields=[]
+            )
+            truth = LoadAnnotations()(results)['gt_seg_map'].ravel()
+            split = Split('train', 'key', dict(reduce_zero_label=reduce), ADE20KDataset, tuple(classes))
+            np.testing.assert_array_equal(_meanings(split), truth)
+
+
+def test_a_label_out_of_range_is_stopped_before_the_loss():
+    from mmseg.structures import SegDataSample
+
+    hook, head = LabelRangeHook(), torch.nn.Module()
+    head.num_classes, head.ignore_index = 10, 255
+    model = torch.nn.Module()
+    model.decode_head = head
+    runner = type('Runner', (), {'model': model})()
+    hook.before_train(runner)
+
+    def batch(*labels):
+        sample = SegDataSample(metainfo=dict(seg_map_path='folder/mask.png'))
+        sample.gt_sem_seg = PixelData(data=torch.tensor([[labels]]))
+        return dict(inputs=[], data_samples=[sample])
+
+    hook.before_train_iter(runner, 0, batch(0, 9, 255))
+    with pytest.raises(UserError, match=r'folder/mask.png holds the label 10 .*0\.\.\.9.*check_data'):
+        hook.before_train_iter(runner, 0, batch(3, 10, 255))

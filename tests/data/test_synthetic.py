@@ -1,0 +1,163 @@
+"""The built-in sets: exact, deterministic, read by the true loaders, and not solved by colour."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from mmengine.dataset import Compose
+from pycocotools import mask as rle
+
+from mmplugin.data.synthetic import _DETECTION, _SEGMENTATION, _random, ensure_mini_ade, ensure_mini_coco, mini_crops
+from mmplugin.data.synthetic.scene import LEAST_PIXELS, NO_CLASS, STUFF_NAMES, THING_NAMES, draw_scene
+
+
+@pytest.fixture(scope='module')
+def coco(tmp_path_factory):
+    return ensure_mini_coco(tmp_path_factory.mktemp('mini'), train=6, val=3)
+
+
+@pytest.fixture(scope='module')
+def ade(tmp_path_factory):
+    return ensure_mini_ade(tmp_path_factory.mktemp('mini'), train=5, val=2)
+
+
+def _scene(task, split, index):
+    return draw_scene(_random(task, split, index), only_landscapes=task == _SEGMENTATION)
+
+
+def test_mmdet_reads_exactly_the_drawn_masks(coco):
+    from mmdet.datasets import CocoDataset
+
+    pipeline = [
+        dict(type='mmdet.LoadImageFromFile'),
+        dict(type='mmdet.LoadAnnotations', with_bbox=True, with_mask=True),
+    ]
+    dataset = CocoDataset(
+        ann_file='annotations/val.json',
+        data_root=str(coco.root),
+        data_prefix=dict(img='val/'),
+        metainfo=dict(classes=coco.classes),
+        pipeline=pipeline,
+    )
+    assert len(dataset) == 3
+    for index in range(3):
+        drawn, loaded = _scene(_DETECTION, 1, index), dataset[index]
+        assert loaded['gt_bboxes_labels'].tolist() == drawn.labels
+        np.testing.assert_array_equal(loaded['gt_masks'].masks.astype(bool), np.stack(drawn.masks))
+        for mask, box in zip(drawn.masks, loaded['gt_bboxes'].tensor.tolist(), strict=True):
+            y, x = np.nonzero(mask)
+            assert box == [x.min(), y.min(), x.max() + 1, y.max() + 1]
+        error = np.abs(loaded['img'][..., ::-1].astype(float) - drawn.image).mean()  # JPEG; mmcv reads BGR
+        assert error < 12
+
+
+def test_mmseg_reads_exactly_the_drawn_labels(ade):
+    from mmseg.datasets import BaseSegDataset, LoadAnnotations
+
+    dataset = BaseSegDataset(
+        data_root=str(ade.root),
+        metainfo=dict(classes=ade.classes),
+        reduce_zero_label=True,
+        data_prefix=dict(img_path='images/validation', seg_map_path='annotations/validation'),
+    )
+    dataset.pipeline = Compose([])
+    assert len(dataset) == 2
+    assert ade.classes == STUFF_NAMES + THING_NAMES
+    for index in range(2):
+        loaded = LoadAnnotations()(dataset.get_data_info(index))
+        np.testing.assert_array_equal(loaded['gt_seg_map'], _scene(_SEGMENTATION, 1, index).semantic)
+
+
+@pytest.mark.parametrize('kind', ['bbox', 'segm'])
+def test_the_truth_as_an_answer_scores_one_and_a_shifted_truth_less(coco, kind):
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    def precision(shift):
+        truth = COCO(str(coco.root / 'annotations' / 'val.json'))
+        answers = []
+        for annotation in truth.dataset['annotations']:
+            x, y, w, h = annotation['bbox']
+            mask = np.roll(truth.annToMask(annotation), shift, axis=1)
+            answers.append({
+                'image_id': annotation['image_id'], 'category_id': annotation['category_id'], 'score': 1.0,
+                'bbox': [x + shift, y, w, h], 'segmentation': rle.encode(np.asfortranarray(mask)),
+            })  # fmt: skip
+            if kind == 'segm':
+                del answers[-1]['bbox']  # loadRes would draw boxes as masks
+        run = COCOeval(truth, truth.loadRes(answers), kind)
+        run.evaluate()
+        run.accumulate()
+        run.summarize()
+        return run.stats[0]
+
+    assert precision(0) == pytest.approx(1.0)
+    assert precision(6) < 0.9
+
+
+def test_scenes_hold_what_they_promise():
+    hidden = sizes = 0
+    for index in range(60):
+        drawn = _scene(_SEGMENTATION, 0, index)
+        assert sum(mask.astype(int) for mask in drawn.masks).max() <= 1, 'visible masks overlap'
+        owned = np.zeros(drawn.semantic.shape, bool)
+        for mask, label in zip(drawn.masks, drawn.labels, strict=True):
+            assert mask.sum() >= LEAST_PIXELS
+            assert (drawn.semantic[mask] == len(STUFF_NAMES) + label).all()
+            owned |= mask
+        things = (drawn.semantic >= len(STUFF_NAMES)) & (drawn.semantic != NO_CLASS)
+        np.testing.assert_array_equal(things, owned)  # no thing without its annotation
+        extents = [max(np.ptp(np.nonzero(mask), axis=1)) for mask in drawn.masks]
+        sizes += max(extents) > 2 * min(extents)
+        hidden += len(extents) < 6 and (drawn.semantic == NO_CLASS).any()
+    assert sizes >= 20  # in a third of the scenes something is twice as large as something else
+    assert hidden > 10  # distractors
+
+
+def test_colour_does_not_tell_the_class():
+    """Five nearest neighbours by mean colour stay near the chance of one in six."""
+    colours, labels = [], []
+    for index in range(120):
+        drawn = _scene(_DETECTION, 0, index)
+        colours += [drawn.image[mask].mean(axis=0) for mask in drawn.masks]
+        labels += drawn.labels
+    colours, labels = np.array(colours), np.array(labels)
+    assert np.bincount(labels, minlength=6).min() > 40
+    distance = np.linalg.norm(colours[:, None] - colours[None], axis=2)
+    np.fill_diagonal(distance, np.inf)
+    near = labels[np.argsort(distance, axis=1)[:, :5]]
+    votes = np.array([np.bincount(row, minlength=6).argmax() for row in near])
+    assert (votes == labels).mean() < 0.3
+
+
+def test_same_bytes_again_and_another_folder_for_other_parameters(coco, tmp_path):
+    again = ensure_mini_coco(tmp_path, train=6, val=3)
+    for split in ('train', 'val'):
+        name = f'annotations/{split}.json'
+        assert (again.root / name).read_bytes() == (coco.root / name).read_bytes()
+    assert (again.root / 'val/000002.jpg').read_bytes() == (coco.root / 'val/000002.jpg').read_bytes()
+    assert again.root.name == coco.root.name
+    assert ensure_mini_coco(tmp_path, train=6, val=2).root != again.root
+
+
+def test_a_finished_set_is_left_alone(coco):
+    before = {path: path.stat().st_mtime_ns for path in coco.root.rglob('*')}
+    ensure_mini_coco(coco.root.parent, train=6, val=3)
+    assert {path: path.stat().st_mtime_ns for path in coco.root.rglob('*')} == before
+
+
+def test_many_at_once_end_in_one_complete_set(tmp_path):
+    with ThreadPoolExecutor(4) as pool:
+        sets = list(pool.map(lambda _: ensure_mini_coco(tmp_path, train=3, val=2), range(4)))
+    assert len({made.root for made in sets}) == 1
+    assert list(tmp_path.iterdir()) == [sets[0].root], 'drafts left behind'
+    assert len(json.loads((sets[0].root / 'annotations/train.json').read_text())['images']) == 3
+
+
+def test_crops_are_the_same_wherever_they_start():
+    images, labels = mini_crops(4, size=48)
+    later, later_labels = mini_crops(2, size=48, start=2)
+    assert images.shape == (4, 48, 48, 3)
+    np.testing.assert_array_equal(images[2:], later)
+    assert labels[2:].tolist() == later_labels.tolist()
