@@ -11,9 +11,10 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import DefaultScope
 
 from mmplugin.backbones import FAMILIES
+from mmplugin.config_edits import dicts, is_segmentation
 from mmplugin.data.synthetic import ensure_mini_ade, ensure_mini_coco
 from mmplugin.engine import mini
-from mmplugin.engine.config import dicts, is_segmentation, load_config
+from mmplugin.engine.config import load_config
 from mmplugin.engine.runner import build_model
 from mmplugin.errors import UserError
 from mmplugin.paths import config_names, configs_root

@@ -1,4 +1,4 @@
-custom_imports = dict(imports=['mmplugin', 'mmplugin.engine.parts'], allow_failed_imports=False)
+custom_imports = dict(imports=['mmplugin'], allow_failed_imports=False)
 env_cfg = dict(
     cudnn_benchmark=False,
     # small nets are fast enough to wait for data: no OpenCV threads that fight the workers for cores

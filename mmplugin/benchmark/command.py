@@ -361,7 +361,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         results = Benchmark(options, progress).run()
-    output.show(results, Console(highlight=False))
+    output.print_results(results, Console(highlight=False))
     if options.write:
         output.write_page(options.write, results, shlex.join(['python', 'tools/benchmark.py', *argv]))
     if options.plot:

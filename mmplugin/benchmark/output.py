@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from mmplugin.benchmark.subjects import ACCURACIES
 from mmplugin.errors import UserError
+from mmplugin.tables import Table, show
 
 BEGIN, END = '<!-- benchmark: begin -->', '<!-- benchmark: end -->'
 MIB = 2**20
@@ -61,15 +61,6 @@ class Mes:
         return self.score * size * (latency_ms / self.latency_unit) ** -self.latency_alpha
 
 
-@dataclass
-class Grid:
-    """A table before anybody decides how it looks."""
-
-    title: str
-    head: Sequence[str]
-    rows: list[Sequence[str]]
-
-
 def _size(size: Sequence[int]) -> str:
     return f'{size[0]}x{size[1]}'
 
@@ -82,7 +73,7 @@ def _time(value: dict) -> str:
     return f'{value["median"]:.1f}'
 
 
-def grids(results: Results) -> list[Grid]:
+def tables(results: Results) -> list[Table]:
     """One table a question; those that were not asked have no rows and are left out."""
     other = results.meta['beside']
     against = [f'x {other} (quartiles)'] if other else []
@@ -92,7 +83,7 @@ def grids(results: Results) -> list[Grid]:
         return list(cells) if other else []
 
     accuracies = [name for name in ACCURACIES if any(name in record['published'] for record in results.models)]
-    models = Grid(
+    models = Table(
         'Size',
         ('model', 'kind', 'parameters M', 'GMACs', *(f'published {name}' for name in accuracies)),
         [
@@ -106,7 +97,7 @@ def grids(results: Results) -> list[Grid]:
             for record in results.models
         ],
     )
-    inference = Grid(
+    inference = Table(
         'Inference',
         ('model', 'size', 'batch', 'mode', 'ms', 'images/s', *against, 'MES'),
         [
@@ -123,7 +114,7 @@ def grids(results: Results) -> list[Grid]:
             for record in results.inference
         ],
     )
-    training = Grid(
+    training = Table(
         'Training: forward and backward',
         ('model', 'size', 'batch', 'step ms', *against, 'kept MiB', *plain),
         [
@@ -139,7 +130,7 @@ def grids(results: Results) -> list[Grid]:
             for record in results.training
         ],
     )
-    memory = Grid(
+    memory = Table(
         'Peak memory of inference, beyond the loaded model',
         ('model', 'size', 'batch', 'mode', 'peak MiB', *plain, 'growth by pixel'),
         [
@@ -155,7 +146,7 @@ def grids(results: Results) -> list[Grid]:
             for record in results.memory
         ],
     )
-    profile = Grid(
+    profile = Table(
         "A training step's operators, by their share of the time",
         ('model', 'size', 'batch', 'operator', 'calls', 'share'),
         [
@@ -170,17 +161,11 @@ def grids(results: Results) -> list[Grid]:
             for record in results.profile
         ],
     )
-    return [grid for grid in (models, inference, training, memory, profile) if grid.rows]
+    return [table for table in (models, inference, training, memory, profile) if table.rows]
 
 
-def show(results: Results, console: Console) -> None:
-    for grid in grids(results):
-        table = Table(title=grid.title, title_justify='left')
-        for name in grid.head:
-            table.add_column(name, justify='left' if name in ('model', 'kind', 'mode', 'operator') else 'right')
-        for row in grid.rows:
-            table.add_row(*row)
-        console.print(table)
+def print_results(results: Results, console: Console) -> None:
+    show(tables(results), console)
     for line in closing_lines(results):
         console.print(line, soft_wrap=True, markup=False)
 
@@ -237,9 +222,8 @@ def goals_missed(results: Results) -> list[str] | None:
 
 def markdown(results: Results, command: str) -> str:
     parts = [BEGIN, f'Made by\n\n```\n{command}\n```']
-    for grid in grids(results):
-        rows = [grid.head, ['---'] * len(grid.head), *grid.rows]
-        parts.append(f'### {grid.title}\n\n' + '\n'.join('| ' + ' | '.join(row) + ' |' for row in rows))
+    for table in tables(results):
+        parts.append(f'### {table.title}\n\n{table.markdown()}')
     return '\n\n'.join([*parts, *closing_lines(results), END])
 
 

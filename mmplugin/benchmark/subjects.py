@@ -163,7 +163,8 @@ class TimmDense(nn.Module):
 
 
 def _from_config(name: str) -> Subject:
-    from mmplugin.engine.config import is_segmentation, load_config
+    from mmplugin.config_edits import is_segmentation
+    from mmplugin.engine.config import load_config
 
     try:
         cfg = load_config(name)

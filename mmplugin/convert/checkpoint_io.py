@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from mmplugin.errors import UserError
+from mmplugin.files import atomic_write
 
 SAFETENSORS = '.safetensors'
 
@@ -76,29 +77,18 @@ def write(path: str | Path, content: Mapping[str, Any], force: bool = False) -> 
     """
     path = Path(path)
     check_target(path, force)
-    draft = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == SAFETENSORS:
-            compact = {key: value.contiguous() for key, value in content.items()}
-            _safetensors().torch.save_file(compact, draft, metadata={'format': 'pt'})
-        else:
-            torch.save(_compact(content), draft)
-        os.replace(draft, path)
+        with atomic_write(path) as draft:
+            if path.suffix == SAFETENSORS:
+                compact = {key: value.contiguous() for key, value in content.items()}
+                _safetensors().torch.save_file(compact, draft, metadata={'format': 'pt'})
+            else:
+                torch.save(_compact(content), draft)
     except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError for a folder it may not write to
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             reason = 'the disk is full'
         raise _unwritable(path, reason) from error
-    finally:
-        _remove(draft)
-
-
-def _remove(draft: Path) -> None:
-    try:
-        draft.unlink(missing_ok=True)
-    except OSError:
-        return  # a folder that cannot be written to, or is no folder: then there is no draft either
 
 
 def _compact(content: Any) -> Any:

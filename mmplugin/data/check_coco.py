@@ -15,7 +15,9 @@ import numpy as np
 from mmengine.config import Config
 from PIL import Image, ImageOps
 
-from .findings import ERROR, NOTE, WARNING, Finding, Split, check_classes, check_overlap, each, sample, some, splits
+from mmplugin.text import some
+
+from .findings import ERROR, NOTE, WARNING, Finding, Split, check_classes, check_overlap, each, sample, splits
 
 MASK_SAMPLE = 20_000  # annotations whose masks the fast check looks at
 

@@ -8,7 +8,9 @@ import numpy as np
 from mmengine.config import Config
 from PIL import Image
 
-from .findings import ERROR, NOTE, WARNING, Finding, Split, check_classes, check_overlap, each, sample, some, splits
+from mmplugin.text import some
+
+from .findings import ERROR, NOTE, WARNING, Finding, Split, check_classes, check_overlap, each, sample, splits
 
 IGNORED = 255
 

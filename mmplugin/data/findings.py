@@ -13,7 +13,8 @@ from mmengine.config import Config
 from rich.progress import track
 
 from mmplugin import stack
-from mmplugin.engine.config import is_segmentation
+from mmplugin.config_edits import is_segmentation
+from mmplugin.text import some
 
 ERROR, WARNING, NOTE = 'error', 'warning', 'note'
 SAMPLE = 16  # files that the fast check opens per split
@@ -142,13 +143,6 @@ def each(function: Callable, items: list, what: str) -> Iterable:
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         results = pool.map(function, items)
         yield from track(results, what, len(items), transient=True) if len(items) > 500 else results
-
-
-def some(values: Iterable, count: int = 3) -> str:
-    """The first few values, for a message."""
-    values = list(values)
-    text = ', '.join(str(value) for value in values[:count])
-    return text if len(values) <= count else f'{text}, ... ({len(values)} in all)'
 
 
 def check_overlap(found: list[Split]) -> list[Finding]:

@@ -11,14 +11,11 @@ from collections.abc import Iterator, Sized
 
 import numpy as np
 import torch
-from mmengine.dist import get_dist_info, get_rank, sync_random_seed
-from mmengine.hooks import Hook
-from mmengine.registry import DATA_SAMPLERS, HOOKS, TRANSFORMS
-from mmengine.runner import Runner
+from mmengine.dist import get_dist_info, sync_random_seed
 from torch.utils.data import Sampler
 
 
-def mix(*numbers: int) -> int:
+def combine_seeds(*numbers: int) -> int:
     """A 32-bit seed out of several numbers, different for neighbours."""
     return int(np.random.SeedSequence([number % 2**32 for number in numbers]).generate_state(1)[0])
 
@@ -43,7 +40,6 @@ class SeededIndex(int):
         return int(self), self.seed
 
 
-@DATA_SAMPLERS.register_module()
 class SeededSampler(Sampler):
     """Shuffles like mmengine's samplers; its indices carry seeds, and it can start anywhere.
 
@@ -75,7 +71,7 @@ class SeededSampler(Sampler):
             generator.manual_seed(self.seed + number)
             order = torch.randperm(len(self.dataset), generator=generator).tolist()
         for place, index in enumerate(order):
-            yield SeededIndex(index, mix(self.seed, number, place))
+            yield SeededIndex(index, combine_seeds(self.seed, number, place))
 
     def _one_epoch(self) -> Iterator[SeededIndex]:
         samples = list(self._pass(self.epoch))
@@ -99,24 +95,3 @@ class SeededSampler(Sampler):
 
     def __len__(self) -> int:
         return len(self.dataset) if self.endless else -(-len(self.dataset) // self.world_size)
-
-
-@TRANSFORMS.register_module()
-class SeedSample:
-    """First step of a training pipeline: takes the seed out of the index. Without one it does nothing."""
-
-    def __call__(self, results: dict) -> dict:
-        seed = getattr(results.get('sample_idx'), 'seed', None)
-        if seed is not None:
-            seed_everything(seed)
-        return results
-
-
-@HOOKS.register_module()
-class IterationSeedHook(Hook):
-    """Seeds what the training step itself draws (sampled RoIs, dropout, drop path) by the number of the iteration."""
-
-    priority = 'VERY_LOW'  # the last before the step
-
-    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
-        seed_everything(mix(runner.seed or 0, get_rank(), runner.iter, 1))

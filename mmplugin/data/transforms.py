@@ -1,15 +1,14 @@
-"""The test-time resize of the Semantic FPN recipes."""
+"""Transforms that mmdet and mmseg do not have."""
 
 import math
 
 import mmcv
 from mmcv.transforms import BaseTransform
-from mmengine.registry import TRANSFORMS
 
+from mmplugin.data.seeded_sampler import seed_everything
 from mmplugin.errors import UserError
 
 
-@TRANSFORMS.register_module()
 class AlignResize(BaseTransform):
     """Fits the image into ``scale`` with its ratio kept, then stretches each side up to a multiple of ``divisor``.
 
@@ -38,4 +37,14 @@ class AlignResize(BaseTransform):
         results['scale'] = (new_width, new_height)
         results['scale_factor'] = (new_width / width, new_height / height)
         results['keep_ratio'] = False
+        return results
+
+
+class SeedSample:
+    """First step of a training pipeline: takes the seed out of the index. Without one it does nothing."""
+
+    def __call__(self, results: dict) -> dict:
+        seed = getattr(results.get('sample_idx'), 'seed', None)
+        if seed is not None:
+            seed_everything(seed)
         return results

@@ -8,10 +8,11 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from mmplugin.config_edits import is_segmentation
 from mmplugin.data.check_coco import check_coco
 from mmplugin.data.check_seg import check_seg
 from mmplugin.data.findings import ERROR, Finding
-from mmplugin.engine.config import Settings, is_segmentation, load_config
+from mmplugin.engine.config import Settings, load_config
 from mmplugin.errors import UserError
 
 _STYLE = {'error': 'bold red', 'warning': 'yellow', 'note': 'dim'}

@@ -16,13 +16,13 @@ from mmengine.runner import Runner
 from rich.console import Console
 
 from mmplugin import stack
-from mmplugin.engine import curves
-from mmplugin.engine import result_tables as tables
-from mmplugin.engine.config import is_segmentation
+from mmplugin.config_edits import is_segmentation
+from mmplugin.engine import curves, result_tables
 from mmplugin.errors import UserError
 from mmplugin.evaluation.segmentation import SegmentationMetric
 from mmplugin.hooks.draw import draw_sample
-from mmplugin.hooks.progress import duration
+from mmplugin.tables import Table, show
+from mmplugin.text import duration
 
 PICTURES = 8
 STYLE = """
@@ -53,7 +53,7 @@ def _image(data: bytes | None, kind: str = 'png') -> str:
     return '' if data is None else f'<img src="data:image/{kind};base64,{base64.b64encode(data).decode()}" alt="">'
 
 
-def _table(grid: tables.Grid) -> str:
+def _table(grid: Table) -> str:
     head = ''.join(f'<th>{html.escape(name)}</th>' for name in grid.head)
     rows = ''.join(
         '<tr>' + ''.join(f'<td>{html.escape(str(value))}</td>' for value in row) + '</tr>' for row in grid.rows
@@ -61,7 +61,7 @@ def _table(grid: tables.Grid) -> str:
     return f'<table><caption>{html.escape(grid.title)}</caption><tr>{head}</tr>{rows}</table>'
 
 
-def _versions() -> tables.Grid:
+def _versions() -> Table:
     names = ['mmplugin', 'torch', 'numpy', *(name for name, _ in stack.current().pins.values())]
     rows = []
     for name in names:
@@ -70,7 +70,7 @@ def _versions() -> tables.Grid:
         except PackageNotFoundError:
             rows.append((name, 'not installed as a package'))
     machine = torch.cuda.get_device_name() if torch.cuda.is_available() else f'{os.cpu_count()} CPU cores'
-    return tables.Grid('Versions', ('package', 'version'), [*rows, ('machine', machine)])
+    return Table('Versions', ('package', 'version'), [*rows, ('machine', machine)])
 
 
 @torch.no_grad()
@@ -89,7 +89,7 @@ def pictures(model: Any, loader: Any, meta: dict, count: int = PICTURES) -> list
     return drawn[:count]
 
 
-def page(title: str, lines: Sequence[str], found: Sequence[tables.Grid], parts: Sequence[tuple[str, str]]) -> str:
+def page(title: str, lines: Sequence[str], found: Sequence[Table], parts: Sequence[tuple[str, str]]) -> str:
     numbers = ''.join(f'<div><b>{value}</b><span>{name}</span></div>' for name, value in found[0].rows)
     body = ''.join(f'<h2>{heading}</h2>{content}' for heading, content in parts if content)
     said = ''.join(f'<p>{html.escape(line)}</p>' for line in lines)
@@ -113,7 +113,7 @@ def write_report(runner: Runner, seconds: float | None = None) -> Path:
     meta = loader.dataset.metainfo
     if not measured:
         raise UserError(f'{runner.work_dir} holds no evaluation to report: let train_cfg.val_interval divide the run')
-    found = tables.grids(measured[-1], evaluator, meta['classes'])
+    found = result_tables.result_tables(measured[-1], evaluator, meta['classes'])
     extra = ''
     for metric in evaluator.metrics:
         if isinstance(metric, SegmentationMetric):
@@ -138,6 +138,6 @@ def write_report(runner: Runner, seconds: float | None = None) -> Path:
     target = Path(runner.work_dir) / 'report.html'
     target.write_text(page(name, said, found, parts), encoding='utf-8')
     console = Console(highlight=False)
-    tables.show(found, console)
+    show(found, console)
     console.print(f'Report: {target}', soft_wrap=True)
     return target

@@ -1,13 +1,11 @@
 """An iteration-based loop that continues exactly where it was stopped, without loading what it skips."""
 
-from mmengine.registry import LOOPS
 from mmengine.runner import IterBasedTrainLoop
 from torch import nn
 
 from mmplugin.errors import UserError
 
 
-@LOOPS.register_module()
 class ResumableIterBasedTrainLoop(IterBasedTrainLoop):
     """mmengine's loop, except that resuming moves the sampler; needs ``SeededSampler(endless=True)``."""
 

@@ -4,11 +4,9 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 
-@MODELS.register_module()
 class BalancedCrossEntropy(nn.Module):
     """Cross entropy with a weight for each class. On the stock stack mmseg's own stops at the first ignored pixel.
 

@@ -5,9 +5,9 @@ from typing import Any
 
 from mmengine.config import Config
 
+from mmplugin.config_edits import dicts, drop_missing_weights, is_segmentation, set_classes
 from mmplugin.data.synthetic import ensure_mini_ade, ensure_mini_coco
 from mmplugin.data.synthetic.scene import STUFF_NAMES
-from mmplugin.engine.config import dicts, drop_missing_weights, is_segmentation, set_classes
 
 CHANNELS = 64  # of the pyramid and what reads it, instead of 256
 BATCH = 4

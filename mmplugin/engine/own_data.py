@@ -1,6 +1,5 @@
 """``--data-root D --classes a,b,c``: any config on a user's own data, heads and evaluators included."""
 
-import colorsys
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,9 +9,10 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from PIL import Image
 
+from mmplugin.config_edits import is_segmentation, set_classes
 from mmplugin.data.findings import sample
-from mmplugin.engine.config import is_segmentation, set_classes
 from mmplugin.errors import UserError
+from mmplugin.palette import palette
 
 TRAIN, VAL = ('train', 'training', 'train2017'), ('val', 'valid', 'validation', 'val2017')
 ANNOTATIONS = ('annotations/{0}.json', 'annotations/instances_{0}.json', '{0}/_annotations.coco.json', '{0}.json')
@@ -27,12 +27,6 @@ def apply(cfg: Config, root: Path, classes: Sequence[str] | None) -> None:
         raise UserError(f'--data-root {root} is no folder; name the one that holds images and annotations')
     classes = [name.strip() for name in classes] if classes else None
     (_segmentation if is_segmentation(cfg) else _detection)(cfg, root, classes)
-
-
-def palette(count: int) -> list[tuple[int, int, int]]:
-    """Colours that differ, the same for the same count."""
-    hues = (colorsys.hsv_to_rgb(i * 0.618 % 1, 0.55 + 0.4 * (i % 2), 0.95) for i in range(count))
-    return [tuple(round(255 * channel) for channel in rgb) for rgb in hues]
 
 
 def _first(root: Path, patterns: Iterable[str], words: Sequence[str], what: str, folder: bool) -> str:

@@ -1,15 +1,13 @@
-"""The tables that both tools print and the report shows, out of an evaluator."""
+"""Tables of an evaluation: printed by training and testing, and shown in the report."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from mmengine.evaluator import Evaluator
-from rich.console import Console
-from rich.table import Table
 
 from mmplugin.evaluation.detection_errors import CORRECT, EXPLAINED, KINDS, ErrorBreakdown
 from mmplugin.evaluation.segmentation import SegmentationMetric
+from mmplugin.tables import Table
 
 HEADLINES = {
     'coco/bbox_mAP': 'box AP',
@@ -25,42 +23,33 @@ HEADLINES = {
 }
 
 
-@dataclass
-class Grid:
-    """A table before anybody decides how it looks."""
-
-    title: str
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-
 def _number(value: float, digits: int = 3) -> str:
     return 'n/a' if value is None or math.isnan(value) else f'{value:.{digits}f}'
 
 
-def headline(metrics: dict[str, float]) -> Grid:
+def headline(metrics: dict[str, float]) -> Table:
     present = {key: name for key, name in HEADLINES.items() if key in metrics}
     rows = [(name, _number(metrics[key], 3 if 'AP' in name else 2)) for key, name in present.items()]
-    return Grid('Result', ('measure', 'value'), rows)
+    return Table('Result', ('measure', 'value'), rows)
 
 
-def per_class(metrics: dict[str, float], evaluator: Evaluator, classes: Sequence[str]) -> Grid:
+def per_class(metrics: dict[str, float], evaluator: Evaluator, classes: Sequence[str]) -> Table:
     """AP of boxes and masks, or IoU, accuracy and boundary IoU, a row a class."""
     for metric in evaluator.metrics:
         if isinstance(metric, SegmentationMetric):
             values = metric.table()
             rows = [(name, *(_number(column[i], 1) for column in values.values())) for i, name in enumerate(classes)]
-            return Grid('Per class, in percent', ('class', *values), rows)
+            return Table('Per class, in percent', ('class', *values), rows)
     columns = {'box AP': 'coco', 'mask AP': 'mask'}
     columns = {name: prefix for name, prefix in columns.items() if f'{prefix}/{classes[0]}_precision' in metrics}
     rows = [
         (name, *(_number(metrics.get(f'{prefix}/{name}_precision', math.nan)) for prefix in columns.values()))
         for name in classes
     ]
-    return Grid('Per class', ('class', *columns), rows if columns else [])
+    return Table('Per class', ('class', *columns), rows if columns else [])
 
 
-def errors(evaluator: Evaluator) -> Grid | None:
+def errors(evaluator: Evaluator) -> Table | None:
     """What is wrong with the detections that one would draw."""
     for metric in evaluator.metrics:
         if isinstance(metric, ErrorBreakdown):
@@ -69,21 +58,11 @@ def errors(evaluator: Evaluator) -> Grid | None:
                 (kind, str(metric.counts[kind]), f'{metric.counts[kind] / total:.0%}', EXPLAINED.get(kind, ''))
                 for kind in (CORRECT, *KINDS)
             ]
-            return Grid(f'Detections from score {metric.score_thr} on', ('kind', 'count', 'share', 'meaning'), rows)
+            title = f'Detections with score {metric.score_thr} or higher'
+            return Table(title, ('kind', 'count', 'share', 'meaning'), rows, left=['meaning'])
     return None
 
 
-def grids(metrics: dict[str, float], evaluator: Evaluator, classes: Sequence[str]) -> list[Grid]:
+def result_tables(metrics: dict[str, float], evaluator: Evaluator, classes: Sequence[str]) -> list[Table]:
     found = [headline(metrics), per_class(metrics, evaluator, classes), errors(evaluator)]
-    return [grid for grid in found if grid is not None and grid.rows]
-
-
-def show(tables: Sequence[Grid], console: Console | None = None) -> None:
-    console = console or Console(highlight=False)
-    for grid in tables:
-        table = Table(title=grid.title, title_justify='left')
-        for i, name in enumerate(grid.head):
-            table.add_column(name, justify='left' if i == 0 or name == 'meaning' else 'right')
-        for row in grid.rows:
-            table.add_row(*row)
-        console.print(table)
+    return [table for table in found if table is not None and table.rows]

@@ -17,7 +17,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from mmplugin import stack
-from mmplugin.engine.config import is_segmentation, without_sync_norms
+from mmplugin.config_edits import is_segmentation, without_sync_norms
+from mmplugin.convert.checkpoint_io import allowed_globals
 from mmplugin.engine.strides import check_strides
 from mmplugin.hooks.progress import quieten
 
@@ -60,6 +61,8 @@ class QuietRunner(Runner):
 
 def prepare(cfg: Config) -> None:
     """What must be right before anything is built: modules imported, and what needs a GPU only with one."""
+    # Stock mmengine loads with torch's safe default, which refuses what mmengine itself saved: loss histories, numbers.
+    torch.serialization.add_safe_globals(allowed_globals())
     stack.import_quietly('mmseg.models' if is_segmentation(cfg) else 'mmdet.models')
     gpu = torch.cuda.is_available()
     if not gpu:

@@ -9,10 +9,11 @@ from mmengine.dist import is_main_process
 from rich.console import Console
 
 from mmplugin import stack
+from mmplugin.config_edits import is_segmentation
 from mmplugin.data.findings import splits
-from mmplugin.engine.config import is_segmentation
 from mmplugin.engine.train import add_common, complete
 from mmplugin.errors import UserError
+from mmplugin.tables import show
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -79,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         dump = 'DumpDetResults' if not is_segmentation(cfg) else 'mmengine.DumpResults'
         cfg.test_evaluator = [*cfg.test_evaluator, dict(type=dump, out_file_path=options.out)]
 
-    from mmplugin.engine import result_tables as tables
+    from mmplugin.engine.result_tables import result_tables
     from mmplugin.engine.runner import build_runner
 
     runner = build_runner(cfg)
@@ -88,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     evaluator, meta = runner.test_evaluator, runner.test_dataloader.dataset.metainfo
     console = Console(highlight=False)
-    tables.show(tables.grids(metrics, evaluator, meta['classes']), console)
+    show(result_tables(metrics, evaluator, meta['classes']), console)
     if is_segmentation(cfg):
         from mmplugin.engine.curves import confusion_picture
 

@@ -11,7 +11,8 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 from rich.console import Console
 
-from mmplugin.engine.config import Settings, load_config, require_weights
+from mmplugin.config_edits import require_weights
+from mmplugin.engine.config import Settings, load_config
 from mmplugin.errors import UserError
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')

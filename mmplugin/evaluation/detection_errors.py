@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from mmengine.dist import all_reduce
 from mmengine.evaluator import BaseMetric
-from mmengine.registry import METRICS
 
 CORRECT, KINDS = 'correct', ('classification', 'localisation', 'both', 'duplicate', 'background', 'missed')
 EXPLAINED = {
@@ -81,7 +80,6 @@ def break_down(
     return counts
 
 
-@METRICS.register_module()
 class ErrorBreakdown(BaseMetric):
     """Counts detections above a score by what is wrong with them, in constant memory.
 

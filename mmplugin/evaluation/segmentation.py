@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from mmengine.dist import all_reduce
 from mmengine.evaluator import BaseMetric
-from mmengine.registry import METRICS
 
 BOUNDARY_SHARE = 0.02  # of the image's diagonal, as boundary IoU was proposed
 
@@ -35,7 +34,6 @@ def per_class(matrix: np.ndarray) -> dict[str, np.ndarray]:
         return {'IoU': 100 * hit / (truth + found - hit), 'Acc': 100 * hit / truth}
 
 
-@METRICS.register_module()
 class SegmentationMetric(BaseMetric):
     """mIoU, mAcc, aAcc and mean boundary IoU in percent; per-class values stay readable afterwards.
 

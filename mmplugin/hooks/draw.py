@@ -7,7 +7,6 @@ from typing import Any
 import cv2
 import numpy as np
 from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 GAP = 6
@@ -109,7 +108,6 @@ def _enlarged(instances: Any, factor: int) -> dict:
     return parts
 
 
-@HOOKS.register_module()
 class DrawHook(Hook):
     """``--show-dir``: writes a picture of each tested image.
 

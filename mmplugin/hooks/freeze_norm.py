@@ -7,7 +7,6 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
-from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
@@ -15,7 +14,6 @@ from mmplugin.errors import UserError
 from mmplugin.layers import freeze_norms, norms_of
 
 
-@HOOKS.register_module(force=True)  # in the place of the builder that `import mmplugin` registers
 class FreezeNormHook(Hook):
     """Keeps the statistics of norms as loaded, in the parts that are named.
 

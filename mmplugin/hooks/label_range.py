@@ -4,14 +4,12 @@ from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
-from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from mmplugin.errors import UserError
 
 
-@HOOKS.register_module()
 class LabelRangeHook(Hook):
     """Stops training at a batch whose labels no head knows, while they are still on the CPU.
 

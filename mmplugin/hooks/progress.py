@@ -9,23 +9,13 @@ from typing import Any
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-
-def duration(seconds: float) -> str:
-    """As short as it can be read: 45s, 12m05s, 3h07m."""
-    seconds = int(seconds + 0.5)
-    if seconds < 60:
-        return f'{seconds}s'
-    if seconds < 3600:
-        return f'{seconds // 60}m{seconds % 60:02d}s'
-    return f'{seconds // 3600}h{seconds % 3600 // 60:02d}m'
+from mmplugin.text import duration
 
 
-@HOOKS.register_module()
 class ProgressHook(Hook):
     """A bar where there is a terminal, else a line every so often; mmengine's own lines go to its log file only.
 

@@ -10,23 +10,21 @@ import torch
 from mmengine.dist import broadcast, is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
-from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmplugin.data.seeded_sampler import mix, seed_everything
+from mmplugin.data.seeded_sampler import combine_seeds, seed_everything
 from mmplugin.data.synthetic import mini_crops
 from mmplugin.data.synthetic.scene import THING_NAMES
-from mmplugin.hooks.progress import duration
+from mmplugin.text import duration
 
 T = TypeVar('T')
 GRID = 4  # crops a side
 
 
-@HOOKS.register_module()
 class WarmStartHook(Hook):
     """Before the first iteration, trains the backbone to classify crops of the built-in set; a resumed run skips it.
 
@@ -49,7 +47,7 @@ class WarmStartHook(Hook):
     def before_train(self, runner: Runner) -> None:
         if runner.iter > 0:
             return
-        seed_everything(mix(runner.seed or 0, 2))
+        seed_everything(combine_seeds(runner.seed or 0, 2))
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         started = time.perf_counter()
         accuracy = self.pretrain(model.backbone, model.data_preprocessor.mean, model.data_preprocessor.std)

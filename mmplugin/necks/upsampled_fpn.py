@@ -6,7 +6,6 @@ from math import log2
 
 import torch.nn.functional as F
 from mmengine.model import BaseModule
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from mmplugin.errors import UserError
@@ -26,7 +25,6 @@ class Conv(nn.Sequential):
             self.add_module(*build_norm_layer(norm_cfg, out_channels))
 
 
-@MODELS.register_module(force=True)  # in the place of the builder that `import mmplugin` registers
 class UpsampledFPN(BaseModule):
     """A feature pyramid described by strides: what goes in, what comes out.
 

@@ -140,7 +140,7 @@ def results():
 
 
 def test_the_tables_columns(results):
-    size, inference, training, memory = benchmark_output.grids(results)
+    size, inference, training, memory = benchmark_output.tables(results)
     assert dict(zip(size.head, size.rows[0], strict=True)) == {
         'model': 'v2_s2',
         'kind': 'backbone',
@@ -162,7 +162,7 @@ def test_the_tables_columns(results):
     assert training.rows[0][5:] == ('1', '0.45')
     assert memory.rows[0][4:] == ('2', '0.70', '1.10')
     results.meta['beside'] = None
-    assert not [name for grid in benchmark_output.grids(results) for name in grid.head if 'timm' in name]
+    assert not [name for grid in benchmark_output.tables(results) for name in grid.head if 'timm' in name]
 
 
 def test_a_missed_goal_is_named(results):

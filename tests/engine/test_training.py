@@ -14,12 +14,15 @@ import torch
 from mmengine.config import Config
 
 from mmplugin import stack
-from mmplugin.data.seeded_sampler import SeededSampler, SeedSample
+from mmplugin.config_edits import dicts
+from mmplugin.data.seeded_sampler import SeededSampler
 from mmplugin.data.synthetic import ensure_mini_ade, ensure_mini_coco
+from mmplugin.data.transforms import SeedSample
 from mmplugin.engine import mini, test, train
-from mmplugin.engine.checkpoints import AtomicBackend, find_last_checkpoint
-from mmplugin.engine.config import dicts, load_config
+from mmplugin.engine.checkpoints import find_last_checkpoint
+from mmplugin.engine.config import load_config
 from mmplugin.errors import UserError
+from mmplugin.files import AtomicBackend
 
 ROOT = Path(__file__).resolve().parents[2]
 KILL = """

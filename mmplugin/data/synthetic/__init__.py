@@ -5,7 +5,6 @@ draws into a new folder, and nothing is ever deleted or overwritten. The folder 
 processes that start at once (the ranks of torchrun) may all draw; the first one wins and the others use its set.
 """
 
-import colorsys
 import json
 import os
 import shutil
@@ -18,6 +17,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 from mmengine.logging import print_log
+
+from mmplugin.palette import palette
 
 from . import scene, shapes, textures
 from .scene import NO_CLASS, STUFF_NAMES, THING_NAMES, Scene, draw_crop, draw_scene
@@ -32,11 +33,6 @@ class MiniSet:
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
     counts: dict[str, int]  # images per split
-
-
-def _palette(count: int) -> tuple[tuple[int, int, int], ...]:
-    colours = (colorsys.hsv_to_rgb(i / count, 0.85 if i % 2 else 0.55, 0.95) for i in range(count))
-    return tuple(tuple(round(255 * channel) for channel in rgb) for rgb in colours)
 
 
 def _random(*path: int) -> np.random.Generator:
@@ -125,7 +121,7 @@ def ensure_mini_coco(root: Path | str, train: int = TRAIN_IMAGES, val: int = VAL
     """Detection: `train/*.jpg val/*.jpg annotations/{train,val}.json`, drawn under `root` unless already there."""
     counts = {'train': train, 'val': val}
     folder = _ensure(Path(root), 'mini_coco', counts, _write_coco)
-    return MiniSet(folder, THING_NAMES, _palette(len(THING_NAMES)), counts)
+    return MiniSet(folder, THING_NAMES, tuple(palette(len(THING_NAMES))), counts)
 
 
 def ensure_mini_ade(root: Path | str, train: int = TRAIN_IMAGES, val: int = VAL_IMAGES) -> MiniSet:
@@ -133,7 +129,7 @@ def ensure_mini_ade(root: Path | str, train: int = TRAIN_IMAGES, val: int = VAL_
     counts = {'training': train, 'validation': val}
     folder = _ensure(Path(root), 'mini_ade', counts, _write_ade)
     classes = STUFF_NAMES + THING_NAMES
-    return MiniSet(folder, classes, _palette(len(classes)), counts)
+    return MiniSet(folder, classes, tuple(palette(len(classes))), counts)
 
 
 def mini_crops(count: int, size: int = 64, start: int = 0) -> tuple[np.ndarray, np.ndarray]:
