@@ -33,8 +33,9 @@ PROFILE = 'profile'
 PASSIVE = {'OMP_WAIT_POLICY': 'passive', 'GOMP_SPINCOUNT': '0'}
 
 
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def parse(argv: Sequence[str] | None = None, prog: str | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
+        prog=prog,
         description='Measure speed and memory of backbones, detectors and segmentors.',
         epilog='Random weights, random images: speed does not depend on them, but for the few boxes a detector finds.',
     )
@@ -352,8 +353,8 @@ def _set_up(options: argparse.Namespace) -> None:
     warnings.filterwarnings('ignore', message='Dynamo detected a call to a `functools.lru_cache`')
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    options = parse(argv)
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    options = parse(argv, prog)
     argv = list(sys.argv[1:] if argv is None else argv)
     if options.clock == 'cpu' and any(os.environ.get(name) != value for name, value in PASSIVE.items()):
         return _again_with_passive_threads(argv)

@@ -49,9 +49,9 @@ def show(findings: Sequence[Finding], console: Console | None = None) -> None:
     console.print(table)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Returns 0, or 2 if something was found that has to be mended before training."""
-    parser = argparse.ArgumentParser(description="Check a config's data before training does.")
+    parser = argparse.ArgumentParser(prog=prog, description="Check a config's data before training does.")
     parser.add_argument('config', help='a config file, or the name of one')
     parser.add_argument('--fast', action='store_true', help='JSON and folders only, and a handful of images')
     parser.add_argument('--data-root', help='folder of your own data')
