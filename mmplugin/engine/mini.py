@@ -7,7 +7,7 @@ from mmengine.config import Config
 
 from mmplugin.config_edits import dicts, drop_missing_weights, is_segmentation, set_classes
 from mmplugin.data.synthetic import ensure_mini_ade, ensure_mini_coco
-from mmplugin.data.synthetic.scene import STUFF_NAMES
+from mmplugin.data.synthetic.scene import BACKGROUND_NAMES
 
 CHANNELS = 64  # of the pyramid and what reads it, instead of 256
 BATCH = 4
@@ -110,7 +110,7 @@ def _segmentation(cfg: Config, root: Path) -> None:
     cfg.model.neck.norm_cfg = NORM
     cfg.model.decode_head.in_channels = [CHANNELS] * len(cfg.model.decode_head.in_channels)
     cfg.model.decode_head.update(channels=CHANNELS, dropout_ratio=0.0)
-    weights = [1.0 if name in STUFF_NAMES else THING_WEIGHT for name in mini.classes]
+    weights = [1.0 if name in BACKGROUND_NAMES else THING_WEIGHT for name in mini.classes]
     cfg.model.decode_head.loss_decode = dict(type='BalancedCrossEntropy', class_weight=weights)
     cfg.train_cfg.update(max_iters=SEGMENTATION_ITERS, val_interval=SEGMENTATION_ITERS)
     cfg.default_hooks.checkpoint.interval = SEGMENTATION_ITERS // 2

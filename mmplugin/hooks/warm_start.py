@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from mmplugin.data.seeded_sampler import combine_seeds, seed_everything
 from mmplugin.data.synthetic import mini_crops
-from mmplugin.data.synthetic.scene import THING_NAMES
+from mmplugin.data.synthetic.scene import OBJECT_NAMES
 from mmplugin.text import duration
 
 T = TypeVar('T')
@@ -75,7 +75,7 @@ class WarmStartHook(Hook):
         for name, scale in backbone.named_parameters():
             if 'layer_scale' in name:
                 nn.init.constant_(scale, self.layer_scale)
-        head = nn.LazyLinear(len(THING_NAMES)).to(mean.device)
+        head = nn.LazyLinear(len(OBJECT_NAMES)).to(mean.device)
         head(self._pooled(backbone, mean.new_zeros(1, 3, 256, 256)))
         parameters = [*backbone.parameters(), *head.parameters()]
         optimizer = torch.optim.AdamW(parameters, lr=self.lr, weight_decay=0.05, fused=True)

@@ -9,7 +9,7 @@ from mmengine.dataset import Compose
 from pycocotools import mask as rle
 
 from mmplugin.data.synthetic import _DETECTION, _SEGMENTATION, _random, ensure_mini_ade, ensure_mini_coco, mini_crops
-from mmplugin.data.synthetic.scene import LEAST_PIXELS, NO_CLASS, STUFF_NAMES, THING_NAMES, draw_scene
+from mmplugin.data.synthetic.scene import MIN_PIXELS, NO_CLASS, BACKGROUND_NAMES, OBJECT_NAMES, draw_scene
 
 
 @pytest.fixture(scope='module')
@@ -63,7 +63,7 @@ def test_mmseg_reads_exactly_the_drawn_labels(ade):
     )
     dataset.pipeline = Compose([])
     assert len(dataset) == 2
-    assert ade.classes == STUFF_NAMES + THING_NAMES
+    assert ade.classes == BACKGROUND_NAMES + OBJECT_NAMES
     for index in range(2):
         loaded = LoadAnnotations()(dataset.get_data_info(index))
         np.testing.assert_array_equal(loaded['gt_seg_map'], _scene(_SEGMENTATION, 1, index).semantic)
@@ -103,10 +103,10 @@ def test_scenes_hold_what_they_promise():
         assert sum(mask.astype(int) for mask in drawn.masks).max() <= 1, 'visible masks overlap'
         owned = np.zeros(drawn.semantic.shape, bool)
         for mask, label in zip(drawn.masks, drawn.labels, strict=True):
-            assert mask.sum() >= LEAST_PIXELS
-            assert (drawn.semantic[mask] == len(STUFF_NAMES) + label).all()
+            assert mask.sum() >= MIN_PIXELS
+            assert (drawn.semantic[mask] == len(BACKGROUND_NAMES) + label).all()
             owned |= mask
-        things = (drawn.semantic >= len(STUFF_NAMES)) & (drawn.semantic != NO_CLASS)
+        things = (drawn.semantic >= len(BACKGROUND_NAMES)) & (drawn.semantic != NO_CLASS)
         np.testing.assert_array_equal(things, owned)  # no thing without its annotation
         extents = [max(np.ptp(np.nonzero(mask), axis=1)) for mask in drawn.masks]
         sizes += max(extents) > 2 * min(extents)

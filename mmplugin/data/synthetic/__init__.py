@@ -1,8 +1,8 @@
-"""The built-in sets, written as real files: COCO JSON with JPEG, and ADE20K's folders with PNG labels.
+"""The built-in sets of ``--mini``, written as files: COCO JSON with JPEG, and ADE20K's folders with PNG labels.
 
-A set lies in a folder whose name ends in a digest of its parameters and of the generator's source: a changed generator
-draws into a new folder, and nothing is ever deleted or overwritten. The folder appears by one rename when complete, so
-processes that start at once (the ranks of torchrun) may all draw; the first one wins and the others use its set.
+The name of a set's folder ends in a digest of its parameters and of the generator's source: a changed generator draws
+into a new folder, and nothing is deleted or overwritten. A set is drawn in a temporary folder that is renamed when
+complete, so several processes (the ranks of torchrun) may draw at the same time: the first to finish provides the set.
 """
 
 import json
@@ -21,7 +21,7 @@ from mmengine.logging import print_log
 from mmplugin.palette import palette
 
 from . import scene, shapes, textures
-from .scene import NO_CLASS, STUFF_NAMES, THING_NAMES, Scene, draw_crop, draw_scene
+from .scene import BACKGROUND_NAMES, NO_CLASS, OBJECT_NAMES, Scene, draw_crop, draw_scene
 
 TRAIN_IMAGES, VAL_IMAGES = 560, 100
 _DETECTION, _SEGMENTATION, _CROPS = 1, 2, 3
@@ -29,6 +29,8 @@ _DETECTION, _SEGMENTATION, _CROPS = 1, 2, 3
 
 @dataclass(frozen=True)
 class MiniSet:
+    """A built-in set on disk."""
+
     root: Path
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
@@ -62,14 +64,14 @@ def _ensure(root: Path, name: str, counts: dict[str, int], write: Callable[[Path
     if target.is_dir():
         return target
     root.mkdir(parents=True, exist_ok=True)
-    print_log(f'Drawing the built-in set ({sum(counts.values())} images, some seconds) into {target}', 'current')
+    print_log(f'Drawing the built-in set of {sum(counts.values())} images into {target}', 'current')
     draft = Path(tempfile.mkdtemp(prefix=f'.{name}-', dir=root))
     try:
         write(draft, counts)
-        draft.chmod(0o755)  # mkdtemp's folders are for their owner alone
+        draft.chmod(0o755)  # mkdtemp creates folders that only their owner can read
         os.rename(draft, target)
     except OSError:
-        if not target.is_dir():  # else another process was faster, and its set is the same
+        if not target.is_dir():  # otherwise another process was faster, with the same set
             raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -77,7 +79,7 @@ def _ensure(root: Path, name: str, counts: dict[str, int], write: Callable[[Path
 
 
 def _write_coco(root: Path, counts: dict[str, int]) -> None:
-    from pycocotools import mask as rle  # only where a set is drawn
+    from pycocotools import mask as rle  # needed only for drawing
 
     (root / 'annotations').mkdir()
     for number, (split, count) in enumerate(counts.items()):
@@ -88,19 +90,13 @@ def _write_coco(root: Path, counts: dict[str, int]) -> None:
             height, width = drawn.image.shape[:2]
             images.append({'id': len(images) + 1, 'file_name': f'{name}.jpg', 'height': height, 'width': width})
             for mask, label in zip(drawn.masks, drawn.labels, strict=True):
+                annotation = {'id': len(annotations) + 1, 'image_id': len(images), 'category_id': label + 1}
                 coded = rle.encode(np.asfortranarray(mask, dtype=np.uint8))
-                annotations.append(
-                    {
-                        'id': len(annotations) + 1,
-                        'image_id': len(images),
-                        'category_id': label + 1,
-                        'bbox': [int(side) for side in rle.toBbox(coded)],
-                        'area': int(mask.sum()),
-                        'iscrowd': 0,
-                        'segmentation': {'size': [height, width], 'counts': coded['counts'].decode('ascii')},
-                    }
-                )
-        categories = [{'id': index + 1, 'name': name} for index, name in enumerate(THING_NAMES)]
+                annotation['bbox'] = [int(side) for side in rle.toBbox(coded)]
+                annotation['area'], annotation['iscrowd'] = int(mask.sum()), 0
+                annotation['segmentation'] = {'size': [height, width], 'counts': coded['counts'].decode('ascii')}
+                annotations.append(annotation)
+        categories = [{'id': index + 1, 'name': name} for index, name in enumerate(OBJECT_NAMES)]
         content = {'images': images, 'annotations': annotations, 'categories': categories}
         (root / 'annotations' / f'{split}.json').write_text(json.dumps(content), encoding='utf-8')
 
@@ -112,33 +108,42 @@ def _write_ade(root: Path, counts: dict[str, int]) -> None:
         label_dir.mkdir(parents=True)
         for name, drawn in _scenes(_SEGMENTATION, number, count):
             _write_image(image_dir / f'{name}.jpg', drawn.image)
-            # as in ADE20K: 0 is "other", the first class is 1
+            # as in ADE20K: 0 is "other", 1 is the first class
             stored = np.where(drawn.semantic == NO_CLASS, 0, drawn.semantic + 1).astype(np.uint8)
             _write_image(label_dir / f'{name}.png', stored)
 
 
 def ensure_mini_coco(root: Path | str, train: int = TRAIN_IMAGES, val: int = VAL_IMAGES) -> MiniSet:
-    """Detection: `train/*.jpg val/*.jpg annotations/{train,val}.json`, drawn under `root` unless already there."""
+    """Return the detection set under ``root``; draw it if it does not exist.
+
+    Its files are ``train/*.jpg``, ``val/*.jpg`` and ``annotations/{train,val}.json``.
+    """
     counts = {'train': train, 'val': val}
     folder = _ensure(Path(root), 'mini_coco', counts, _write_coco)
-    return MiniSet(folder, THING_NAMES, tuple(palette(len(THING_NAMES))), counts)
+    return MiniSet(folder, OBJECT_NAMES, tuple(palette(len(OBJECT_NAMES))), counts)
 
 
 def ensure_mini_ade(root: Path | str, train: int = TRAIN_IMAGES, val: int = VAL_IMAGES) -> MiniSet:
-    """Segmentation in ADE20K's layout, for `reduce_zero_label=True`: `{images,annotations}/{training,validation}/*`."""
+    """Return the segmentation set under ``root``; draw it if it does not exist.
+
+    Its files are ``{images,annotations}/{training,validation}/*``, for ``reduce_zero_label=True``, as with ADE20K.
+    """
     counts = {'training': train, 'validation': val}
     folder = _ensure(Path(root), 'mini_ade', counts, _write_ade)
-    classes = STUFF_NAMES + THING_NAMES
+    classes = BACKGROUND_NAMES + OBJECT_NAMES
     return MiniSet(folder, classes, tuple(palette(len(classes))), counts)
 
 
 def mini_crops(count: int, size: int = 64, start: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Single things for a pretraining of minutes: (count, size, size, 3) uint8 RGB and (count,) labels, no files.
+    """Draw images of single objects, for a short pretraining.
 
     Args:
-        count: How many crops.
+        count: Number of crops.
         size: Side of a crop in pixels.
-        start: Number of the first crop; crop i is the same picture in every call.
+        start: Index of the first crop; the crop of an index is the same in every call.
+
+    Returns:
+        Images (count, size, size, 3), uint8 RGB, and labels (count,).
     """
     drawn = [draw_crop(_random(_CROPS, index), size) for index in range(start, start + count)]
     return np.stack([image for image, _ in drawn]), np.array([label for _, label in drawn])

@@ -1,7 +1,7 @@
-"""Outlines of the things in the built-in sets: every call draws another specimen of its class.
+"""Outlines of the objects in the built-in sets; every call draws another variant.
 
-Coordinates are about [-1, 1], y down. A thing is a list of parts, painted in order; the silhouette is their union
-minus the holes. Colour and texture are no business of this file: nothing of them may tell the class.
+Coordinates are about [-1, 1], y down. An object is a list of parts, painted in order; its silhouette is their union
+minus the holes. Outlines only; color and texture must not correlate with the class.
 """
 
 from collections.abc import Callable
@@ -13,8 +13,10 @@ BODY, TRIM, DARK, HOLE = 1, 2, 3, 0
 
 
 class Part(NamedTuple):
+    """A polygon and the tone it is filled with."""
+
     points: np.ndarray  # (N, 2) x, y
-    tone: int
+    tone: int  # BODY, TRIM, DARK or HOLE
 
 
 def _polygon(*points: tuple[float, float]) -> np.ndarray:
@@ -31,6 +33,7 @@ def _ellipse(x: float, y: float, rx: float, ry: float, corners: int = 28) -> np.
 
 
 def fish(rng: np.random.Generator) -> list[Part]:
+    """Draw a fish: body, tail, one or two fins and an eye."""
     height, tail, fork = rng.uniform(0.32, 0.55), rng.uniform(0.32, 0.5), rng.uniform(0.0, 0.25)
     parts = [
         Part(_polygon((0.35, 0), (1.0, -tail), (1.0 - fork, 0), (1.0, tail)), TRIM),
@@ -44,6 +47,7 @@ def fish(rng: np.random.Generator) -> list[Part]:
 
 
 def tree(rng: np.random.Generator) -> list[Part]:
+    """Draw a conifer or a broadleaf tree."""
     trunk = rng.uniform(0.08, 0.16)
     parts = [Part(_polygon((-trunk, 1), (-0.7 * trunk, 0), (0.7 * trunk, 0), (trunk, 1)), DARK)]
     if rng.random() < 0.5:
@@ -60,6 +64,7 @@ def tree(rng: np.random.Generator) -> list[Part]:
 
 
 def house(rng: np.random.Generator) -> list[Part]:
+    """Draw a house with a gable or hip roof, a chimney, a door and a window."""
     half, eaves, ridge = rng.uniform(0.6, 0.9), rng.uniform(-0.25, 0.05), rng.choice([0.0, rng.uniform(0.25, 0.5)])
     floor, over = rng.uniform(0.65, 0.9), rng.uniform(0.02, 0.14)
     chimney, door = half * rng.uniform(0.35, 0.6), rng.uniform(-0.4, 0.15) * half
@@ -73,6 +78,7 @@ def house(rng: np.random.Generator) -> list[Part]:
 
 
 def car(rng: np.random.Generator) -> list[Part]:
+    """Draw a car from the side."""
     roof, deck, sill = rng.uniform(-0.6, -0.42), rng.uniform(-0.12, 0.02), rng.uniform(0.3, 0.4)
     front, rear, wheel = rng.uniform(0.2, 0.45), rng.uniform(0.35, 0.8), rng.uniform(0.17, 0.24)
     window = _polygon((0.1 - rear, deck - 0.04), (0.22 - rear, roof + 0.1), (-0.12, roof + 0.1), (-0.12, deck - 0.04))
@@ -86,6 +92,7 @@ def car(rng: np.random.Generator) -> list[Part]:
 
 
 def flower(rng: np.random.Generator) -> list[Part]:
+    """Draw a flower with five to eight petals, often with a leaf."""
     petals, length, heart = int(rng.integers(5, 9)), rng.uniform(0.24, 0.3), rng.uniform(0.17, 0.24)
     width, y = length * rng.uniform(0.45, 0.7), -0.4
     parts = [Part(_rectangle(-0.05, y, 0.05, 1), DARK)]
@@ -99,6 +106,7 @@ def flower(rng: np.random.Generator) -> list[Part]:
 
 
 def mug(rng: np.random.Generator) -> list[Part]:
+    """Draw a mug with a handle."""
     top, bottom, reach = rng.uniform(0.5, 0.68), rng.uniform(0.42, 0.62), rng.uniform(0.28, 0.42)
     thickness, left = rng.uniform(0.1, 0.15), -0.22
     return [
@@ -112,7 +120,7 @@ def mug(rng: np.random.Generator) -> list[Part]:
 
 
 def distractor(rng: np.random.Generator) -> list[Part]:
-    """Something of no class, made of the same primitives, so that "there is an object" is not yet an answer."""
+    """Draw a shape of no class from the same primitives, so that detecting any shape is not enough."""
     kind = int(rng.integers(6))
     if kind == 0:
         return [Part(_ellipse(0, 0, 1, rng.uniform(0.4, 1)), BODY)]
@@ -129,17 +137,19 @@ def distractor(rng: np.random.Generator) -> list[Part]:
     return [Part(np.stack([radius * np.cos(turn), radius * np.sin(turn)], axis=1), BODY)]
 
 
-class Thing(NamedTuple):
+class Outline(NamedTuple):
+    """How to draw one class of objects."""
+
     draw: Callable[[np.random.Generator], list[Part]]
-    tilt: float  # most degrees of rotation to either side
+    tilt: float  # largest rotation in degrees, to either side
 
 
-THINGS = {
-    'fish': Thing(fish, 25),
-    'tree': Thing(tree, 15),
-    'house': Thing(house, 12),
-    'car': Thing(car, 20),
-    'flower': Thing(flower, 25),
-    'mug': Thing(mug, 30),
+OBJECTS = {
+    'fish': Outline(fish, 25),
+    'tree': Outline(tree, 15),
+    'house': Outline(house, 12),
+    'car': Outline(car, 20),
+    'flower': Outline(flower, 25),
+    'mug': Outline(mug, 30),
 }
-DISTRACTOR = Thing(distractor, 180)
+DISTRACTOR = Outline(distractor, 180)
