@@ -1,1 +1,1 @@
-"""The built-in mini sets, and the checks of a user's own data."""
+"""The built-in sets, the checks of a user's own data, samplers and transforms."""

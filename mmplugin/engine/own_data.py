@@ -10,7 +10,7 @@ from mmengine.logging import print_log
 from PIL import Image
 
 from mmplugin.config_edits import is_segmentation, set_classes
-from mmplugin.data.findings import sample
+from mmplugin.data.splits import sample
 from mmplugin.errors import UserError
 from mmplugin.palette import palette
 

@@ -10,14 +10,14 @@ from rich.console import Console
 
 from mmplugin import stack
 from mmplugin.config_edits import is_segmentation
-from mmplugin.data.findings import splits
+from mmplugin.data.splits import splits
 from mmplugin.engine.train import add_common, complete
 from mmplugin.errors import UserError
 from mmplugin.tables import show
 
 
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description='Measure a checkpoint.')
+def parse(argv: Sequence[str] | None = None, prog: str | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=prog, description='Measure a checkpoint.')
     add_common(parser)
     parser.add_argument('checkpoint', help='the .pth file to measure')
     parser.add_argument('--out', help='save all predictions to this .pkl file')
@@ -57,8 +57,8 @@ def use_tta(cfg: Config) -> None:
     cfg.model = dict(cfg.tta_model, module=cfg.model)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    options = parse(argv)
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    options = parse(argv, prog)
     if not Path(options.checkpoint).is_file():
         raise UserError(
             f'{options.checkpoint} is no file; name a checkpoint: epoch_12.pth or iter_40000.pth in work_dirs/NAME'

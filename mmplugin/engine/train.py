@@ -32,8 +32,8 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--tensorboard', action='store_true', help='write curves for TensorBoard too')
 
 
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description='Train a config and measure the result.')
+def parse(argv: Sequence[str] | None = None, prog: str | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=prog, description='Train a config and measure the result.')
     add_common(parser)
     parser.add_argument('--resume', nargs='?', const='auto', help='continue from the last checkpoint, or from this one')
     parser.add_argument('--amp', action='store_true', help='mixed precision')
@@ -73,13 +73,13 @@ def add_tensorboard(cfg: Config) -> None:
 
 def check_data(cfg: Config) -> None:
     """The fast part of ``tools/check_data.py``; errors stop the run before it costs anything."""
-    from mmplugin.data.findings import ERROR
     from mmplugin.engine.check_data import check_config, show
+    from mmplugin.findings import has_errors
 
     findings = check_config(cfg, fast=True)
     if findings:
         show(findings, Console(stderr=True))
-    if any(finding.severity == ERROR for finding in findings):
+    if has_errors(findings):
         raise UserError('the data and the config do not agree: mend what the table says, or skip with --no-check')
 
 
@@ -94,8 +94,8 @@ def set_resume(cfg: Config, resume: str | None) -> None:
     cfg.resume, cfg.load_from = True, str(path)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    options = parse(argv)
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    options = parse(argv, prog)
     if options.amp and not torch.cuda.is_available():
         raise UserError('--amp needs a CUDA GPU here; without one leave it away')
     cfg = complete(options)

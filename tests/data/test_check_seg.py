@@ -1,16 +1,13 @@
-"""Checks of segmentation folders: a clean set passes, and each spoiled copy ends in the message that mends it."""
-
-import shutil
+"""Checks of segmentation data: a valid set passes, and each damage is reported with its fix."""
 
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
+from broken_copy import BrokenCopy
 from mmengine.structures import PixelData
 from PIL import Image
 
 from mmplugin.data.synthetic import ensure_mini_ade
-from mmplugin.engine.check_data import check_config
 from mmplugin.errors import UserError
 from mmplugin.hooks.label_range import LabelRangeHook
 
@@ -20,11 +17,13 @@ def drawn(tmp_path_factory):
     return ensure_mini_ade(tmp_path_factory.mktemp('mini'), train=6, val=2)
 
 
-class Spoil:
+class BrokenAde(BrokenCopy):
     def __init__(self, drawn, folder):
-        self.root = folder / 'set'
-        shutil.copytree(drawn.root, self.root)
+        super().__init__(drawn, folder)
+        self.train = self.cfg.train_dataloader.dataset
+        self.masks = sorted((self.root / 'annotations/training').iterdir())
 
+    def config(self, drawn):
         def loader(split):
             return dict(
                 dataset=dict(
@@ -37,52 +36,48 @@ class Spoil:
                 )
             )
 
-        self.cfg = Config(
-            dict(
-                default_scope='mmseg',
-                model=dict(decode_head=dict(num_classes=10), auxiliary_head=[dict(num_classes=10)]),
-                train_dataloader=loader('training'),
-                val_dataloader=loader('validation'),
-                test_dataloader=None,
-            )
+        return dict(
+            default_scope='mmseg',
+            model=dict(decode_head=dict(num_classes=10), auxiliary_head=[dict(num_classes=10)]),
+            train_dataloader=loader('training'),
+            val_dataloader=loader('validation'),
+            test_dataloader=None,
         )
-        self.train = self.cfg.train_dataloader.dataset
-        self.masks = sorted((self.root / 'annotations/training').iterdir())
 
-    def each(self, change):
+    def change_masks(self, change):
         for path in self.masks:
             Image.fromarray(change(np.array(Image.open(path)))).save(path)
 
 
 @pytest.fixture
-def spoil(drawn, tmp_path):
-    return Spoil(drawn, tmp_path)
+def broken(drawn, tmp_path):
+    return BrokenAde(drawn, tmp_path)
 
 
 @pytest.mark.parametrize('fast', [True, False])
-def test_a_clean_set_has_no_errors(spoil, fast):
-    assert all('never occur' in finding.what for finding in check_config(spoil.cfg, fast))
+def test_a_valid_set_has_no_errors(broken, fast):
+    assert all('never occur' in finding.problem for finding in broken.findings(fast))
 
 
 def _not_reduced(s):
     s.train.reduce_zero_label = False
-    s.each(lambda mask: np.where(mask == 9, 10, mask).astype(np.uint8))
+    s.change_masks(lambda mask: np.where(mask == 9, 10, mask).astype(np.uint8))
 
 
 def _too_few_classes(s):
-    s.each(lambda mask: np.where(mask == 1, 14, mask).astype(np.uint8))
+    s.change_masks(lambda mask: np.where(mask == 1, 14, mask).astype(np.uint8))
 
 
 def _binary(s):
-    s.each(lambda mask: np.where(mask > 4, 255, 0).astype(np.uint8))
+    s.change_masks(lambda mask: np.where(mask > 4, 255, 0).astype(np.uint8))
 
 
 def _all_ignored(s):
-    s.each(lambda mask: np.zeros_like(mask))
+    s.change_masks(lambda mask: np.zeros_like(mask))
 
 
-def _colour(s):
-    s.each(lambda mask: np.stack([mask * 20, mask, mask], axis=-1).astype(np.uint8))
+def _color(s):
+    s.change_masks(lambda mask: np.stack([mask * 20, mask, mask], axis=-1).astype(np.uint8))
 
 
 def _palette(s):
@@ -94,11 +89,11 @@ def _palette(s):
 
 
 def _deep(s):
-    s.each(lambda mask: mask.astype(np.uint16) + 1000)
+    s.change_masks(lambda mask: mask.astype(np.uint16) + 1000)
 
 
-def _other_size(s):
-    s.each(lambda mask: mask[:-8])
+def _resized(s):
+    s.change_masks(lambda mask: mask[:-8])
 
 
 def _mask_lost(s):
@@ -122,18 +117,18 @@ def _broken(s):
 
 
 def _never(s):
-    s.each(lambda mask: np.where(mask == 10, 0, mask).astype(np.uint8))
+    s.change_masks(lambda mask: np.where(mask == 10, 0, mask).astype(np.uint8))
 
 
 def _head(s):
     s.cfg.model.auxiliary_head[0].num_classes = 150
 
 
-def _foreign_names(s):
+def _fixed_classes(s):
     s.train.type = 'ADE20KDataset'
 
 
-def _two_opinions(s):
+def _contradiction(s):
     s.train.pipeline[1].reduce_zero_label = False
 
 
@@ -142,7 +137,7 @@ def _overlap(s):
 
 
 def _first_is_zero(s):
-    s.each(lambda mask: np.where(mask == 0, 0, mask - 1).astype(np.uint8))
+    s.change_masks(lambda mask: np.where(mask == 0, 0, mask - 1).astype(np.uint8))
 
 
 CASES = [
@@ -150,48 +145,47 @@ CASES = [
         _not_reduced,
         'error',
         'labels 10 are out of range',
-        'val_dataloader.dataset.reduce_zero_label=True if 0 means unlabelled',
+        'val_dataloader.dataset.reduce_zero_label=True if 0 means unlabeled',
     ),
     (_too_few_classes, 'error', 'reduce_zero_label=True allow 1...10', 'name 14 classes'),
     (_binary, 'error', '255 means ignored', 'mask[mask == 255] = 1'),
     (_all_ignored, 'error', 'every pixel is ignored', 'reduce_zero_label=False'),
-    (_colour, 'error', 'several channels (mode RGB', 'class index in place of its colour'),
+    (_color, 'error', 'several channels (mode RGB', 'class index instead of its color'),
     (_palette, 'error', 'have a palette', "imdecode_backend='pillow'"),
-    (_deep, 'error', 'beyond 0...255', '8-bit PNG'),
-    (_other_size, 'error', 'differ in size from their image', 'nearest neighbour'),
+    (_deep, 'error', 'outside 0...255', '8-bit PNG'),
+    (_resized, 'error', 'differ in size from their image', 'nearest-neighbor'),
     (_mask_lost, 'error', '1 of 6 images without a mask', 'add the masks'),
     (_image_lost, 'warning', '1 masks without an image', 'add the images'),
-    (_suffix, 'error', "no images with suffix '.jpeg'", "train_dataloader.dataset.img_suffix='.jpg'"),
+    (_suffix, 'error', "no files with suffix '.jpeg'", "train_dataloader.dataset.img_suffix='.jpg'"),
     (_folder, 'error', 'no such folder', '--data-root'),
-    (_broken, 'error', '1 of 6 masks or their images unreadable', 'replace'),
-    (_never, 'warning', 'classes that never occur in the train masks: mug', 'drop them'),
-    (_head, 'error', 'the head expects 150 classes, the train set names 10', 'model.auxiliary_head.0.num_classes=10'),
-    (_foreign_names, 'error', 'does not know', "type='BaseSegDataset'"),
-    (_two_opinions, 'error', 'this step says False', 'remove it here'),
-    (_overlap, 'warning', '6 of 6 val images are training images', 'val_dataloader.dataset'),
-    (_first_is_zero, 'warning', '0 may be the first class', 'reduce_zero_label=False'),
+    (_broken, 'error', '1 of 6 masks or their images are unreadable', 'replace'),
+    (_never, 'warning', 'classes that never occur in the train masks: mug', 'remove them'),
+    (_head, 'error', 'the head has 150 classes, the train set has 10', 'model.auxiliary_head.0.num_classes=10'),
+    (_fixed_classes, 'error', 'defines its own classes', "type='BaseSegDataset'"),
+    (_contradiction, 'error', 'this step False', 'remove it from this step'),
+    (_overlap, 'warning', '6 of 6 val images are also training images', 'val_dataloader.dataset'),
+    (_first_is_zero, 'warning', '0 may be a class', 'reduce_zero_label=False'),
 ]
 
 
-@pytest.mark.parametrize(('damage', 'severity', 'what', 'mend'), CASES, ids=[case[0].__name__ for case in CASES])
-def test_each_fault_is_named_with_its_remedy(spoil, damage, severity, what, mend):
-    damage(spoil)
-    findings = check_config(spoil.cfg)
-    assert [f for f in findings if f.severity == severity and what in f.what and mend in f.mend], findings
+@pytest.mark.parametrize(('damage', 'severity', 'problem', 'fix'), CASES, ids=[case[0].__name__ for case in CASES])
+def test_each_damage_is_reported_with_its_fix(broken, damage, severity, problem, fix):
+    damage(broken)
+    broken.assert_reports(severity, problem, fix)
 
 
-def test_palette_masks_are_fine_where_indices_are_read(spoil):
-    _palette(spoil)
-    del spoil.train.pipeline[1]['imdecode_backend']
-    assert not [finding for finding in check_config(spoil.cfg) if finding.severity == 'error']
+def test_masks_with_a_palette_are_valid_if_their_indices_are_read(broken):
+    _palette(broken)
+    del broken.train.pipeline[1]['imdecode_backend']
+    assert not [finding for finding in broken.findings() if finding.severity == 'error']
 
 
-def test_the_meaning_of_values_is_what_mmseg_makes_of_them(tmp_path):
-    """Every value from 0 to 255, a subset of ADE20K's classes in another order, both settings."""
+def test_every_value_means_the_class_that_mmseg_loads(tmp_path):
+    """Values 0 to 255, all classes of ADE20K and some in another order, with and without reduce_zero_label."""
     from mmseg.datasets import ADE20KDataset, LoadAnnotations
 
-    from mmplugin.data.check_seg import _meanings
-    from mmplugin.data.findings import Split
+    from mmplugin.data.check_seg import _class_of_value
+    from mmplugin.data.splits import Split
 
     Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).save(tmp_path / 'all.png')
     known = ADE20KDataset.METAINFO['classes']
@@ -201,12 +195,12 @@ def test_the_meaning_of_values_is_what_mmseg_makes_of_them(tmp_path):
             results = dict(
                 seg_map_path=str(tmp_path / 'all.png'), label_map=label_map, reduce_zero_label=reduce, seg_fields=[]
             )
-            truth = LoadAnnotations()(results)['gt_seg_map'].ravel()
+            loaded = LoadAnnotations()(results)['gt_seg_map'].ravel()
             split = Split('train', 'key', dict(reduce_zero_label=reduce), ADE20KDataset, tuple(classes))
-            np.testing.assert_array_equal(_meanings(split), truth)
+            np.testing.assert_array_equal(_class_of_value(split), loaded)
 
 
-def test_a_label_out_of_range_is_stopped_before_the_loss():
+def test_a_label_out_of_range_stops_training_before_the_loss():
     from mmseg.structures import SegDataSample
 
     hook, head = LabelRangeHook(), torch.nn.Module()

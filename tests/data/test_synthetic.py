@@ -1,4 +1,4 @@
-"""The built-in sets: exact, deterministic, read by the true loaders, and not solved by colour."""
+"""The built-in sets are exact and deterministic, mmdet and mmseg read them, and color does not tell the class."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +9,7 @@ from mmengine.dataset import Compose
 from pycocotools import mask as rle
 
 from mmplugin.data.synthetic import _DETECTION, _SEGMENTATION, _random, ensure_mini_ade, ensure_mini_coco, mini_crops
-from mmplugin.data.synthetic.scene import MIN_PIXELS, NO_CLASS, BACKGROUND_NAMES, OBJECT_NAMES, draw_scene
+from mmplugin.data.synthetic.scene import BACKGROUND_NAMES, MIN_PIXELS, NO_CLASS, OBJECT_NAMES, draw_scene
 
 
 @pytest.fixture(scope='module')
@@ -26,7 +26,7 @@ def _scene(task, split, index):
     return draw_scene(_random(task, split, index), only_landscapes=task == _SEGMENTATION)
 
 
-def test_mmdet_reads_exactly_the_drawn_masks(coco):
+def test_mmdet_loads_exactly_the_drawn_masks(coco):
     from mmdet.datasets import CocoDataset
 
     pipeline = [
@@ -52,7 +52,7 @@ def test_mmdet_reads_exactly_the_drawn_masks(coco):
         assert error < 12
 
 
-def test_mmseg_reads_exactly_the_drawn_labels(ade):
+def test_mmseg_loads_exactly_the_drawn_labels(ade):
     from mmseg.datasets import BaseSegDataset, LoadAnnotations
 
     dataset = BaseSegDataset(
@@ -70,23 +70,23 @@ def test_mmseg_reads_exactly_the_drawn_labels(ade):
 
 
 @pytest.mark.parametrize('kind', ['bbox', 'segm'])
-def test_the_truth_as_an_answer_scores_one_and_a_shifted_truth_less(coco, kind):
+def test_predicting_the_ground_truth_scores_1_and_shifting_it_scores_less(coco, kind):
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
     def precision(shift):
-        truth = COCO(str(coco.root / 'annotations' / 'val.json'))
-        answers = []
-        for annotation in truth.dataset['annotations']:
+        ground_truth = COCO(str(coco.root / 'annotations' / 'val.json'))
+        predictions = []
+        for annotation in ground_truth.dataset['annotations']:
             x, y, w, h = annotation['bbox']
-            mask = np.roll(truth.annToMask(annotation), shift, axis=1)
-            answers.append({
+            mask = np.roll(ground_truth.annToMask(annotation), shift, axis=1)
+            predictions.append({
                 'image_id': annotation['image_id'], 'category_id': annotation['category_id'], 'score': 1.0,
                 'bbox': [x + shift, y, w, h], 'segmentation': rle.encode(np.asfortranarray(mask)),
             })  # fmt: skip
             if kind == 'segm':
-                del answers[-1]['bbox']  # loadRes would draw boxes as masks
-        run = COCOeval(truth, truth.loadRes(answers), kind)
+                del predictions[-1]['bbox']  # otherwise loadRes makes masks from the boxes
+        run = COCOeval(ground_truth, ground_truth.loadRes(predictions), kind)
         run.evaluate()
         run.accumulate()
         run.summarize()
@@ -96,8 +96,8 @@ def test_the_truth_as_an_answer_scores_one_and_a_shifted_truth_less(coco, kind):
     assert precision(6) < 0.9
 
 
-def test_scenes_hold_what_they_promise():
-    hidden = sizes = 0
+def test_every_object_is_labeled_visible_and_varies_in_size():
+    with_distractor = varied = 0
     for index in range(60):
         drawn = _scene(_SEGMENTATION, 0, index)
         assert sum(mask.astype(int) for mask in drawn.masks).max() <= 1, 'visible masks overlap'
@@ -106,32 +106,32 @@ def test_scenes_hold_what_they_promise():
             assert mask.sum() >= MIN_PIXELS
             assert (drawn.semantic[mask] == len(BACKGROUND_NAMES) + label).all()
             owned |= mask
-        things = (drawn.semantic >= len(BACKGROUND_NAMES)) & (drawn.semantic != NO_CLASS)
-        np.testing.assert_array_equal(things, owned)  # no thing without its annotation
+        objects = (drawn.semantic >= len(BACKGROUND_NAMES)) & (drawn.semantic != NO_CLASS)
+        np.testing.assert_array_equal(objects, owned)  # every object has an annotation
         extents = [max(np.ptp(np.nonzero(mask), axis=1)) for mask in drawn.masks]
-        sizes += max(extents) > 2 * min(extents)
-        hidden += len(extents) < 6 and (drawn.semantic == NO_CLASS).any()
-    assert sizes >= 20  # in a third of the scenes something is twice as large as something else
-    assert hidden > 10  # distractors
+        varied += max(extents) > 2 * min(extents)
+        with_distractor += len(extents) < 6 and (drawn.semantic == NO_CLASS).any()
+    assert varied >= 20  # scenes whose largest object is more than twice as long as the smallest
+    assert with_distractor > 10
 
 
-def test_colour_does_not_tell_the_class():
-    """Five nearest neighbours by mean colour stay near the chance of one in six."""
-    colours, labels = [], []
+def test_color_does_not_tell_the_class():
+    """A vote of the five nearest neighbors by mean color is hardly better than guessing one of six classes."""
+    colors, labels = [], []
     for index in range(120):
         drawn = _scene(_DETECTION, 0, index)
-        colours += [drawn.image[mask].mean(axis=0) for mask in drawn.masks]
+        colors += [drawn.image[mask].mean(axis=0) for mask in drawn.masks]
         labels += drawn.labels
-    colours, labels = np.array(colours), np.array(labels)
+    colors, labels = np.array(colors), np.array(labels)
     assert np.bincount(labels, minlength=6).min() > 40
-    distance = np.linalg.norm(colours[:, None] - colours[None], axis=2)
+    distance = np.linalg.norm(colors[:, None] - colors[None], axis=2)
     np.fill_diagonal(distance, np.inf)
     near = labels[np.argsort(distance, axis=1)[:, :5]]
     votes = np.array([np.bincount(row, minlength=6).argmax() for row in near])
     assert (votes == labels).mean() < 0.3
 
 
-def test_same_bytes_again_and_another_folder_for_other_parameters(coco, tmp_path):
+def test_the_same_parameters_give_the_same_bytes_and_others_another_folder(coco, tmp_path):
     again = ensure_mini_coco(tmp_path, train=6, val=3)
     for split in ('train', 'val'):
         name = f'annotations/{split}.json'
@@ -141,13 +141,13 @@ def test_same_bytes_again_and_another_folder_for_other_parameters(coco, tmp_path
     assert ensure_mini_coco(tmp_path, train=6, val=2).root != again.root
 
 
-def test_a_finished_set_is_left_alone(coco):
+def test_an_existing_set_is_not_changed(coco):
     before = {path: path.stat().st_mtime_ns for path in coco.root.rglob('*')}
     ensure_mini_coco(coco.root.parent, train=6, val=3)
     assert {path: path.stat().st_mtime_ns for path in coco.root.rglob('*')} == before
 
 
-def test_many_at_once_end_in_one_complete_set(tmp_path):
+def test_drawing_in_parallel_gives_one_complete_set(tmp_path):
     with ThreadPoolExecutor(4) as pool:
         sets = list(pool.map(lambda _: ensure_mini_coco(tmp_path, train=3, val=2), range(4)))
     assert len({made.root for made in sets}) == 1
@@ -155,7 +155,7 @@ def test_many_at_once_end_in_one_complete_set(tmp_path):
     assert len(json.loads((sets[0].root / 'annotations/train.json').read_text())['images']) == 3
 
 
-def test_crops_are_the_same_wherever_they_start():
+def test_a_crop_depends_only_on_its_index():
     images, labels = mini_crops(4, size=48)
     later, later_labels = mini_crops(2, size=48, start=2)
     assert images.shape == (4, 48, 48, 3)
