@@ -1,4 +1,4 @@
-"""Run the menu as ``python -m mmplugin``."""
+"""Entry point of ``python -m mmplugin``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The command ``mmplugin``: a menu of subcommands, each the ``main`` of a module imported on demand."""
+"""The command ``mmplugin``. Each subcommand is the ``main`` function of a module that is imported on demand."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -11,83 +11,75 @@ from mmplugin.errors import UserError
 
 
 class Command(NamedTuple):
-    """One line of the menu."""
+    """A subcommand: where its ``main(argv, prog)`` is, and what the help says about it."""
 
     target: str  # module:function
-    takes: str
+    arguments: str
     summary: str
 
 
 COMMANDS = {
-    'train': Command('mmplugin.engine.train:main', 'CONFIG [--mini]', 'train, evaluate, write report.html'),
-    'test': Command('mmplugin.engine.test:main', 'CONFIG CHECKPOINT', 'measure AP or mIoU of a checkpoint'),
-    'convert': Command('mmplugin.convert.command:main', 'SRC DST', 'classification weights to backbone weights'),
-    'check-data': Command('mmplugin.engine.check_data:main', 'CONFIG', "look for mistakes in a config's data set"),
+    'train': Command('mmplugin.engine.train:main', 'CONFIG [--mini]', 'train, evaluate and write report.html'),
+    'test': Command('mmplugin.engine.test:main', 'CONFIG CHECKPOINT', 'measure the AP or mIoU of a checkpoint'),
+    'convert': Command('mmplugin.convert.command:main', 'SRC DST', 'convert classification weights to a backbone'),
+    'check-data': Command('mmplugin.engine.check_data:main', 'CONFIG', 'check the dataset of a config for errors'),
     'benchmark': Command('mmplugin.benchmark.command:main', 'CONFIG', 'measure speed and memory'),
-    'doctor': Command('mmplugin.doctor:main', '', 'is this environment healthy, and if not, what mends it'),
+    'doctor': Command('mmplugin.doctor:main', '', 'check the environment and print fixes'),
 }
 
 
-def menu() -> str:
-    """Write what ``mmplugin --help`` shows."""
-    calls = {f'mmplugin {name} {command.takes}'.rstrip(): command.summary for name, command in COMMANDS.items()}
+def usage() -> str:
+    """Return the text of ``mmplugin --help``."""
+    calls = {f'mmplugin {name} {command.arguments}'.rstrip(): command.summary for name, command in COMMANDS.items()}
     width = max(map(len, calls))
     return '\n'.join([
         f'mmplugin {__version__}: fast small vision transformers for OpenMMLab',
         '',
         *(f'  {call:<{width}}   {summary}' for call, summary in calls.items()),
         '',
-        'CONFIG is a file, or the name of a config that comes with mmplugin: maskrcnn_v2_s2, semfpn_evit_m4, ...',
-        'The first run:  mmplugin train maskrcnn_v2_s2 --mini     (no data, no weights, no GPU needed)',
-        '`mmplugin COMMAND --help` explains one command; `mmplugin --version` prints the version.',
+        'CONFIG is a file, or the name of a config of mmplugin: maskrcnn_v2_s2, semfpn_evit_m4, ...',
+        'First run:  mmplugin train maskrcnn_v2_s2 --mini     (needs no dataset, no weights and no GPU)',
+        '`mmplugin COMMAND --help` describes a command; `mmplugin --version` prints the version.',
         '',
-    ])
+    ])  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand.
+    """Run a subcommand and return the exit code.
 
-    Returns:
-        int: The exit code: 0, what the command returned, 2 for something the user can mend, 130 for Ctrl-C.
+    The exit code is the one that the subcommand returns, 2 for an error that the user can fix, or 130 for Ctrl-C.
     """
     name, *rest = [*(sys.argv[1:] if argv is None else argv)] or ['--help']
     if name in ('-h', '--help', 'help'):
-        sys.stdout.write(menu())
+        sys.stdout.write(usage())
         return 0
     if name in ('-V', '--version'):
         sys.stdout.write(f'mmplugin {__version__}\n')
         return 0
+    prog = _prog(name)
     try:
         if name not in COMMANDS:
-            raise UserError(f"mmplugin has no command '{name}', only {', '.join(COMMANDS)}. See `mmplugin --help`.")
-        return _run(name, rest)
+            prog = 'mmplugin'
+            raise UserError(f"unknown command '{name}'; allowed: {', '.join(COMMANDS)}. See `mmplugin --help`.")
+        stack.ignore_known_warnings()
+        return _load(name)(rest, prog) or 0
     except UserError as error:
-        sys.stderr.write(f'mmplugin {name}: {error}\n' if name in COMMANDS else f'{error}\n')
+        sys.stderr.write(f'{prog}: {error}\n')
         return 2
     except KeyboardInterrupt:
         sys.stderr.write('\nStopped.\n')
         return 130
 
 
-def _run(name: str, argv: list[str]) -> int:
-    stack.quiet_known_noise()
-    before = sys.argv
-    # The parsers of the subcommands take their program's name from here.
-    sys.argv = [_program(name, before[0]), *argv]
-    try:
-        return _load(name)(argv) or 0
-    finally:
-        sys.argv = before
+def _prog(name: str) -> str:
+    """Return the name of the command as it was typed: ``train.py``, or ``mmplugin train``."""
+    script = Path(sys.argv[0]).resolve()
+    return script.name if script.suffix == '.py' and script.parent.name == 'tools' else f'mmplugin {name}'
 
 
-def _program(name: str, script: str) -> str:
-    """Keep ``train.py`` as the usage line's program where that is what was typed."""
-    return script if script.endswith('.py') and Path(script).resolve().parent.name == 'tools' else f'mmplugin {name}'
-
-
-def _load(name: str) -> Callable[[list[str]], int | None]:
+def _load(name: str) -> Callable[[Sequence[str], str], int | None]:
     if stack.IMPORT_ERROR is not None and name != 'doctor':
-        raise UserError(f'this environment is not complete: {stack.IMPORT_ERROR}. See `mmplugin doctor`.')
+        raise UserError(f'the environment is incomplete: {stack.IMPORT_ERROR}. Run `mmplugin doctor` to see the fix.')
     module, _, function = COMMANDS[name].target.partition(':')
     return getattr(import_module(module), function)
 

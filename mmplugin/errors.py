@@ -1,9 +1,9 @@
-"""The one exception that means: the person at the keyboard can mend this."""
+"""The error type for mistakes that the user can fix."""
 
 
 class UserError(ValueError):
-    """Something the user can mend.
+    """An error that the user can fix.
 
-    The message names the bad value, the allowed ones and what to do next. Tools print it without a traceback and
-    end with exit code 2.
+    The message names the bad value, the allowed ones and what to do next. The commands print it without a traceback
+    and exit with code 2.
     """

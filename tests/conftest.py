@@ -1,9 +1,9 @@
-"""What every test shares: sane threads, no screen, and the door to timm, the test oracle."""
+"""Fixtures and environment for all tests: threads, no display, and timm as a reference."""
 
 import os
 
-# Before torch is imported. Two threads: small tensors get slower with more, and the suite is meant for two cores.
-# Threads that wait do so asleep: it matters where other processes want the cores. Processes that tests start obey too.
+# Set before torch is imported, and inherited by the processes that tests start. More than two threads slow down small
+# tensors. Waiting threads sleep, so that other processes can use the cores.
 for _name, _value in {
     'OMP_NUM_THREADS': '2',
     'OMP_WAIT_POLICY': 'passive',
@@ -20,16 +20,16 @@ torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))  # as in the processes
 
 @pytest.fixture(autouse=True)
 def _same_seed_every_test() -> None:
-    """Start every test from one seed, so that its numbers do not depend on the tests before it."""
+    """Seed every test, so that it does not depend on the tests before it."""
     torch.manual_seed(0)
 
 
 @pytest.fixture(scope='session')
 def timm():
-    """Give timm, the test oracle, also beside a CPU-only torch."""
+    """Return timm, which is the reference for many tests, also with a CPU build of torch."""
     from mmplugin.benchmark.timm_reference import import_timm
 
     try:
         return import_timm()
     except ImportError:
-        pytest.skip('timm is a test oracle: `make setup` installs it')
+        pytest.skip('timm is not installed: run `make setup`')

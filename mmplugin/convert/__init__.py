@@ -1,4 +1,4 @@
-"""Published weights to the names of this package, strictly, and back again."""
+"""Strict conversion of published weights to mmplugin's format, and back."""
 
 from .conversion import Result, convert
 from .pretrained import load_pretrained

@@ -1,4 +1,4 @@
-"""Bias tables: resized where a network was pretrained on a smaller window, and their index tables."""
+"""Bias tables: resizing for networks pretrained with a smaller window, and index tables."""
 
 from math import isqrt
 
@@ -10,21 +10,21 @@ from mmplugin.backbones.efficientvit_msra import WINDOW, shrink_matrix
 
 
 def grow(table: Tensor) -> Tensor:
-    """A table (heads, n * n) of a small window as one of the full window, as the authors do it for detection."""
+    """Resize a table (heads, n * n) of a small window to the full window, as the authors do for detection."""
     side = isqrt(table.shape[1])
     image = table.float().view(1, -1, side, side)
     return F.interpolate(image, size=(WINDOW, WINDOW), mode='bicubic')[0].flatten(1).to(table.dtype)
 
 
 def shrink(table: Tensor, side: int) -> Tensor:
-    """The least-squares inverse of :func:`grow`."""
+    """Apply the least-squares inverse of :func:`grow`."""
     matrix = shrink_matrix(side, torch.device('cpu'), torch.float64)
     image = table.double().view(-1, WINDOW, WINDOW)
     return (matrix @ image @ matrix.T).flatten(1).to(table.dtype)
 
 
 def can_grow(table: Tensor, shape: torch.Size) -> bool:
-    """Whether ``table`` is a square one, smaller than the window, for as many heads as ``shape`` has."""
+    """Return whether ``table`` is square, smaller than the window, and has as many heads as ``shape``."""
     heads, size = shape
     return (
         table.dim() == 2
@@ -36,7 +36,7 @@ def can_grow(table: Tensor, shape: torch.Size) -> bool:
 
 
 def index_table(entries: int, stride: int) -> Tensor:
-    """For each query and key, the column of a bias table of ``entries`` columns: (queries, keys), int64."""
+    """Return the index table (queries, keys), int64, into a bias table with ``entries`` columns."""
     keys = torch.arange(isqrt(entries))
     offsets = (keys[::stride, None] - keys).abs()  # (queries, keys) along one axis
     table = offsets[:, None, :, None] * len(keys) + offsets[None, :, None, :]

@@ -1,4 +1,4 @@
-"""Files in and out: nothing in them is executed, nothing half-written is left behind."""
+"""Reading and writing of checkpoints: code in them is not run, and files are written completely or not at all."""
 
 import argparse
 import errno
@@ -23,16 +23,16 @@ SAFETENSORS = '.safetensors'
 
 
 def read(path: str | Path, trust: bool = False) -> Mapping[str, Any]:
-    """What a checkpoint file holds, tensors on the CPU and mapped from disk where the format allows it.
+    """Read a checkpoint. Tensors are on the CPU, and memory-mapped if the format supports it.
 
     Args:
-        path: A file of torch, or of safetensors.
-        trust: Run the code that a pickle may hold. Without it, only tensors, plain values and the classes of
+        path: File of ``torch.save`` or of safetensors.
+        trust: Run the code that a pickle may contain. By default, only tensors, plain values and the classes of
             :func:`allowed_globals` are accepted.
     """
     path = Path(path)
     if path.is_dir():
-        raise UserError(f'{path} is a folder; name the checkpoint file in it')
+        raise UserError(f'{path} is a folder; use the path of the checkpoint in it')
     if not path.is_file():
         raise UserError(f'{path} does not exist; check the path, or download the file first (docs/weights.md)')
     try:
@@ -44,35 +44,39 @@ def read(path: str | Path, trust: bool = False) -> Mapping[str, Any]:
 
 
 def sha256(path: str | Path) -> str:
+    """Return the SHA-256 checksum of a file."""
+    digest = hashlib.sha256()
     with Path(path).open('rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest() if hasattr(hashlib, 'file_digest') else _digest(file)
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def check_target(path: str | Path, force: bool) -> None:
-    """Stops before the work where the result could not be written."""
+    """Raise an error if ``path`` cannot be written, before any work is done."""
     path = Path(path)
     try:
         if path.is_dir():
-            raise UserError(f'{path} is a folder; name the file to write')
+            raise UserError(f'{path} is a folder; use the path of a file')
         if path.exists() and not force:
-            raise UserError(f'{path} exists; name another file, or overwrite it with --force')
+            raise UserError(f'{path} exists; use another path, or overwrite it with --force')
         folder = next(parent for parent in path.absolute().parents if parent.exists())
         if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-            raise _unwritable(path, f'{folder} is no folder that you may write to')
+            raise _unwritable(path, f'{folder} is not a folder, or you have no permission')
     except PermissionError as error:
         raise _unwritable(path, error.strerror) from error
 
 
 def _unwritable(path: Path, reason: str) -> UserError:
-    return UserError(f'{path} cannot be written: {reason}; choose another folder')
+    return UserError(f'{path} cannot be written: {reason}; use another folder')
 
 
 def write(path: str | Path, content: Mapping[str, Any], force: bool = False) -> None:
-    """Writes beside the target, then renames: the target is complete or not there.
+    """Write a checkpoint, completely or not at all.
 
     Args:
-        path: Ends in .safetensors for a flat dict of tensors in that format; anything else is torch's.
-        content: What to write.
+        path: File to write. If it ends in .safetensors, ``content`` must be a flat dict of tensors.
+        content: Content of the checkpoint.
         force: Overwrite an existing file.
     """
     path = Path(path)
@@ -84,7 +88,7 @@ def write(path: str | Path, content: Mapping[str, Any], force: bool = False) -> 
                 _safetensors().torch.save_file(compact, draft, metadata={'format': 'pt'})
             else:
                 torch.save(_compact(content), draft)
-    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError for a folder it may not write to
+    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError if it has no permission
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             reason = 'the disk is full'
@@ -92,7 +96,7 @@ def write(path: str | Path, content: Mapping[str, Any], force: bool = False) -> 
 
 
 def _compact(content: Any) -> Any:
-    """Tensors without the rest of a larger storage that they may look at: torch.save would write all of it."""
+    """Copy tensors that are views of a larger storage, because torch.save would write the whole storage."""
     if isinstance(content, Mapping):
         return {key: _compact(value) for key, value in content.items()}
     if isinstance(content, torch.Tensor):
@@ -102,36 +106,30 @@ def _compact(content: Any) -> Any:
     return content
 
 
-def _digest(file: Any) -> str:
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
-
-
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     safetensors = _safetensors()
     try:
         with safetensors.safe_open(path, framework='pt') as file:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     except safetensors.SafetensorError as error:
-        raise UserError(f'{path} is no safetensors file, or a damaged one ({error}); download it again') from error
+        raise UserError(f'{path} is not a safetensors file, or damaged ({error}); download it again') from error
 
 
 def _safetensors() -> Any:
     try:
         import safetensors.torch
     except ImportError as error:
-        raise UserError('.safetensors files need the package safetensors: pip install safetensors') from error
+        raise UserError('.safetensors files require the package safetensors: pip install safetensors') from error
     return safetensors
 
 
 def allowed_globals() -> list[Any]:
-    """Harmless classes that training frameworks leave in checkpoints: options, loss histories, numbers."""
+    """Return the harmless classes that training frameworks store in checkpoints: options, loss histories, numbers."""
     from mmengine.logging import HistoryBuffer
 
     core = np._core if hasattr(np, '_core') else np.core
-    names = ('numpy.core.multiarray', 'numpy._core.multiarray')  # numpy 1 and numpy 2 wrote different ones
+    # numpy 1 and numpy 2 write different names. Pairs of function and name require torch 2.6.
+    names = ('numpy.core.multiarray', 'numpy._core.multiarray')
     functions = [
         (getattr(core.multiarray, leaf), f'{name}.{leaf}') for name in names for leaf in ('scalar', '_reconstruct')
     ]
@@ -141,7 +139,7 @@ def allowed_globals() -> list[Any]:
 
 
 def _history_method(owner: Any, name: str) -> Any:
-    """Stands in for ``getattr``, by which loss histories point to their statistics: for these alone."""
+    """Replace ``getattr``, with which a loss history refers to its statistics. Allow nothing else."""
     from mmengine.logging import HistoryBuffer
 
     if owner is HistoryBuffer and name in ('min', 'max', 'mean', 'current'):
@@ -151,7 +149,7 @@ def _history_method(owner: Any, name: str) -> Any:
 
 @contextmanager
 def _only(allowed: Sequence[Any]) -> Iterator[None]:
-    """Nothing else may be loaded meanwhile: mmengine allows ``getattr`` itself for the whole process."""
+    """Allow only these globals. Others in the process may be too permissive: mmengine allows ``getattr``."""
     before = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()
     torch.serialization.add_safe_globals(list(allowed))
@@ -163,7 +161,7 @@ def _only(allowed: Sequence[Any]) -> Iterator[None]:
 
 
 def _read_torch(path: Path, trust: bool) -> Mapping[str, Any]:
-    mapped = zipfile.is_zipfile(path)  # files from before torch 1.6 are no archives and cannot be mapped
+    mapped = zipfile.is_zipfile(path)  # files of torch < 1.6 are not archives and cannot be mapped
     try:
         with _only(() if trust else allowed_globals()):
             return torch.load(path, map_location='cpu', weights_only=not trust, mmap=mapped)
@@ -172,8 +170,8 @@ def _read_torch(path: Path, trust: bool) -> Mapping[str, Any]:
         if not found:
             raise _damaged(path, error) from error
         raise UserError(
-            f'{path} refused: besides tensors it holds {_listed(path, found)}, which could run code on loading. If the '
-            f'file comes from someone you trust, use --trust'
+            f'{path} refused: it contains {_forbidden(path, found)}, which could run code when loaded. '
+            f'If you trust the source of the file, use --trust'
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile, OSError) as error:
         if isinstance(error, PermissionError):
@@ -181,12 +179,12 @@ def _read_torch(path: Path, trust: bool) -> Mapping[str, Any]:
         raise _damaged(path, error) from error
 
 
-def _listed(path: Path, found: list[str]) -> str:
-    """The names of all classes and functions in a file that are not allowed; nothing is executed for this."""
+def _forbidden(path: Path, found: list[str]) -> str:
+    """Return the names of all forbidden classes and functions in a file, without running anything."""
     allowed = {f'{item.__module__}.{item.__name__}' for item in allowed_globals() if not isinstance(item, tuple)}
     allowed |= {item[1] for item in allowed_globals() if isinstance(item, tuple)}
     others = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipfile.is_zipfile(path) else []
-    # An allowed name remains when it was used for something else: then the error's own word for it is all there is.
+    # If an allowed function was called with forbidden arguments, only the error message names it.
     return ', '.join(sorted({*found, *others} - allowed)) or ', '.join(found)
 
 
@@ -194,12 +192,8 @@ def _damaged(path: Path, error: Exception) -> UserError:
     with path.open('rb') as file:
         start = file.read(64)
     if not start.translate(None, string.printable.encode()):
-        return UserError(f'{path} is a text file, no checkpoint (it starts with {start[:24]!r}); download it again')
+        return UserError(f'{path} is a text file, not a checkpoint (it starts with {start[:24]!r}); download it again')
     return UserError(
-        f'{path} is no checkpoint of torch, or a truncated one ({_size(path)} bytes); compare its size with the one '
-        f'at its source and download it again ({type(error).__name__})'
+        f'{path} is not a torch checkpoint, or truncated ({path.stat().st_size:,} bytes, {type(error).__name__}); '
+        'compare its size with the original and download it again'
     )
-
-
-def _size(path: Path) -> str:
-    return f'{path.stat().st_size:,}'

@@ -1,23 +1,26 @@
-"""The classification head that comes with pretrained weights: kept for the way back and for a look at predictions."""
+"""The classification head of pretrained weights, for ``--verify`` and for the conversion back."""
 
 import torch
 from torch import Tensor, nn
 
-MODULES = ('norm.', 'head.', 'head_dist.')  # everything whose name starts so belongs to the head
+MODULES = ('norm.', 'head.', 'head_dist.')  # prefixes of the keys
 
 
 class NormLinear(nn.Module):
+    """Batch norm followed by a linear layer."""
+
     def __init__(self, channels: int, classes: int):
         super().__init__()
         self.norm = nn.BatchNorm1d(channels)
         self.linear = nn.Linear(channels, classes)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the logits."""
         return self.linear(self.norm(x))
 
 
 class Classifier(nn.Module):
-    """From the last feature map to logits; two heads, where a network was distilled, are averaged.
+    """Classification head, from the last feature map to logits. Distilled networks average two heads.
 
     Args:
         family: 'v1', 'v2' or 'evit'.
@@ -28,7 +31,7 @@ class Classifier(nn.Module):
 
     def __init__(self, family: str, channels: int, classes: int, distilled: bool):
         super().__init__()
-        self.family = family
+        self.family, self.num_classes = family, classes
         if family != 'evit':
             self.norm = nn.LayerNorm(channels) if family == 'v1' else nn.BatchNorm2d(channels)
         head = NormLinear if family == 'evit' else nn.Linear
@@ -36,6 +39,7 @@ class Classifier(nn.Module):
         self.head_dist = head(channels, classes) if distilled else None
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the logits."""
         if self.family == 'v1':
             x = self.norm(x.flatten(2).transpose(1, 2)).mean(1)
         elif self.family == 'v2':
@@ -46,7 +50,7 @@ class Classifier(nn.Module):
 
 
 def from_head(family: str, channels: int, head: dict[str, Tensor]) -> Classifier | None:
-    """A classifier with the weights of ``head``, or None where those do not make one."""
+    """Build a classifier with the weights of ``head``. Return None if they are incomplete."""
     weight = head.get('head.linear.weight' if family == 'evit' else 'head.weight')
     if weight is None:
         return None
@@ -57,6 +61,6 @@ def from_head(family: str, channels: int, head: dict[str, Tensor]) -> Classifier
 
 
 def head_shapes(family: str, channels: int, classes: int, distilled: bool) -> dict[str, Tensor]:
-    """The head's tensors, without values."""
+    """Return the state dict of the head as meta tensors."""
     with torch.device('meta'):
         return Classifier(family, channels, classes, distilled).state_dict()

@@ -1,4 +1,4 @@
-"""The way back: our weights as files that timm or the authors' own code load strictly."""
+"""Export of converted weights to files that timm or the authors' code load strictly."""
 
 from typing import Any
 
@@ -15,65 +15,67 @@ PRETRAINING_WINDOWS = (7, 7, 4)  # sides of EfficientViT's windows at 224 px, st
 
 
 def export(result: Result, origin: str) -> tuple[dict[str, Tensor], list[str]]:
-    """Writes weights in the names of another project.
+    """Convert weights to the format of another project.
 
     Args:
-        result: What ``convert`` returned.
-        origin: 'timm' or 'original'. For the latter, weights of the authors' dense code go back to that.
+        result: Return value of ``convert``.
+        origin: 'timm' or 'original'. Weights of the authors' dense code are exported to the dense code.
 
     Returns:
-        tuple: The state dict, and remarks on what is not the same as it was.
+        The state dict, and notes on tensors that differ from the source.
     """
     backbone, family = result.backbone, result.family
     upstream = backbone.get('attention_bias') == 'upstream'
     form = formats.get(formats.DENSE if upstream and origin == formats.ORIGINAL else origin, family)
     _check(result, form)
-    known = formats.Recognised(form, backbone['arch'], {}, len(formats.FAMILIES[family].STRIDES))
+    known = formats.Recognized(form, backbone['arch'], {}, len(formats.FAMILIES[family].STRIDES))
     rename = known.rename
-    remarks: list[str] = []
+    notes: list[str] = []
     shrunk: list[str] = []
     content: dict[str, Tensor] = {}
     for key, value in {**result.state_dict, **result.head}.items():
         if key.endswith('.table') and family == 'evit' and result.head:
-            value = _shrink(key, value, shrunk)
+            value = _shrink_table(key, value, shrunk)
         theirs = rename(key)
         content[theirs] = value.reshape(form.shape(key, value.shape))
         if key.endswith('.table'):
             _add_index_table(content, theirs, value, key, form)
     if shrunk:
-        remarks.append(
-            f'{len(shrunk)} bias tables are back at their pretraining size by the least-squares inverse of enlarging: '
-            f'equal to rounding, not bit by bit'
+        notes.append(
+            f'{len(shrunk)} bias tables were resized back to their pretraining size by least squares: '
+            f'equal up to rounding, not bit by bit'
         )
     if form.dense:
-        content.update(_imagenet_tables(result, known, remarks))
-    return content, remarks
+        content.update(_imagenet_tables(result, known, notes))
+    return content, notes
 
 
 def _check(result: Result, form: formats.Format) -> None:
     backbone = result.backbone
     if 'out_indices' in backbone:
-        raise UserError(f'--to {form.origin}: stages or norms are missing ({backbone}); it needs all of them')
+        raise UserError(f'--to {form.origin}: stages or norms are missing ({backbone}); use a file with all of them')
     if form.dense:
         return
     if backbone.get('attention_bias') == 'upstream':
         raise UserError(
-            "--to timm: these bias tables belong to the authors' dense code, which timm does not have; "
+            "--to timm: these bias tables belong to the authors' dense code, which timm does not support; "
             'use --to original'
         )
     if backbone.get('out_norm'):
-        raise UserError(f'--to {form.origin}: weights with norms on the feature maps (out_norm) have no place there')
+        raise UserError(
+            f'--to {form.origin}: the norms of the feature maps (out_norm) are not supported; use other weights'
+        )
     headless = not any(key.startswith(MODULES[1:]) for key in result.head)
-    # Microsoft's dense code is the same network without a head.
+    # Microsoft's dense code is the classification network without its head.
     if headless and not (form.origin == formats.ORIGINAL and result.family == 'evit'):
         raise UserError(
-            f'--to {form.origin}: a classification head is needed there, and this file has none; convert the '
-            f'classification checkpoint itself'
+            f'--to {form.origin}: the file has no classification head, which this format requires; '
+            'convert a classification checkpoint instead'
         )
 
 
-def _shrink(key: str, table: Tensor, shrunk: list[str]) -> Tensor:
-    """A classifier's table has the size of the window that the stage has at 224 px."""
+def _shrink_table(key: str, table: Tensor, shrunk: list[str]) -> Tensor:
+    """Resize a table to the window of its stage at 224 px, as in a classifier, and add its key to ``shrunk``."""
     side = PRETRAINING_WINDOWS[int(key.split('.')[1])]
     if table.shape[1] <= side**2:
         return table
@@ -87,8 +89,8 @@ def _add_index_table(content: dict[str, Tensor], theirs: str, table: Tensor, key
         content[name] = bias_tables.index_table(table.shape[1], 2 if '.downsample.' in key else 1)
 
 
-def _imagenet_tables(result: Result, known: formats.Recognised, remarks: list[str]) -> dict[str, Tensor]:
-    """The tables that the dense code stores and ignores: those of the source, or zeros."""
+def _imagenet_tables(result: Result, known: formats.Recognized, notes: list[str]) -> dict[str, Tensor]:
+    """Return the tables that the dense code stores but does not use: those of the source, or zeros."""
     plain = formats.get(formats.ORIGINAL, result.family)
     rename = plain.rename(known.settings)
     content: dict[str, Tensor] = {}
@@ -102,10 +104,10 @@ def _imagenet_tables(result: Result, known: formats.Recognised, remarks: list[st
         content[theirs] = table
         _add_index_table(content, theirs, table, key, plain)
     if missing:
-        remarks.append(f'{missing} ImageNet bias tables, which the dense code ignores, are zero: the file had none')
+        notes.append(f'{missing} ImageNet bias tables, which the dense code does not use, are zero: the file has none')
     return content
 
 
 def wrap(content: dict[str, Tensor], origin: str) -> dict[str, Any]:
-    """As the project publishes its files: timm's are bare, the authors' have one entry."""
+    """Wrap a state dict as the project publishes it: timm without wrapper, the authors under ``model``."""
     return {'model': content} if origin == formats.ORIGINAL else content

@@ -1,4 +1,4 @@
-"""Which format is it, and what does a file of that format hold? Both follow from our own weights and the rules."""
+"""Recognition of format and variant of a file, from the key maps and the shapes of mmplugin's own weights."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -12,21 +12,22 @@ from torch import Tensor
 
 from mmplugin.backbones import FAMILIES
 from mmplugin.errors import UserError
+from mmplugin.text import some
 
 from . import key_maps
 
 
 @dataclass(frozen=True)
 class Format:
-    """How one project names the weights of one family.
+    """How one project stores the weights of one family.
 
     Args:
-        origin: The project.
+        origin: Name of the project.
         family: 'v1', 'v2' or 'evit'.
-        rules: From the settings of an arch to its rule table.
-        column_scales: Layer scales are (C, 1, 1) instead of (C,).
-        index_tables: Index tables (``attention_bias_idxs``) are stored beside the bias tables.
-        dense: The bias tables are those of the authors' dense code.
+        rules: Function that returns the key map for the settings of an arch.
+        column_scales: Whether layer scales have shape (C, 1, 1) instead of (C,).
+        index_tables: Whether index tables (``attention_bias_idxs``) are stored in addition to the bias tables.
+        dense: Whether the bias tables are those of the authors' dense code.
     """
 
     origin: str
@@ -37,14 +38,15 @@ class Format:
     dense: bool = False
 
     def rename(self, settings: dict) -> Callable[[str], str]:
+        """Return the function from mmplugin's keys to the keys of this format."""
         return key_maps.renamer(self.rules(settings))
 
     def shape(self, key: str, shape: torch.Size) -> torch.Size:
-        """The shape that our tensor ``key`` has in this format."""
+        """Return the shape in this format of mmplugin's tensor ``key``."""
         return torch.Size((*shape, 1, 1)) if self.column_scales and '.layer_scale_' in key else shape
 
 
-ORIGINAL, DENSE, TIMM, MMPRETRAIN, OURS = 'original', 'original dense', 'timm', 'mmpretrain', 'mmplugin'
+ORIGINAL, DENSE, TIMM, MMPRETRAIN, MMPLUGIN = 'original', 'original dense', 'timm', 'mmpretrain', 'mmplugin'
 
 FORMATS = (
     Format(ORIGINAL, 'v1', key_maps.original_v1, index_tables=True),
@@ -56,37 +58,47 @@ FORMATS = (
     Format(TIMM, 'v2', key_maps.timm_v2),
     Format(TIMM, 'evit', key_maps.timm_evit),
     Format(MMPRETRAIN, 'v1', key_maps.mmpretrain_v1, index_tables=True),
-    Format(OURS, 'v1', key_maps.ours),
-    Format(OURS, 'v2', key_maps.ours),
-    Format(OURS, 'evit', key_maps.ours),
+    Format(MMPLUGIN, 'v1', key_maps.mmplugin),
+    Format(MMPLUGIN, 'v2', key_maps.mmplugin),
+    Format(MMPLUGIN, 'evit', key_maps.mmplugin),
 )
 ARCHS = {arch: family for family, backbone in FAMILIES.items() for arch in backbone.ARCHS}
 
 
 def get(origin: str, family: str) -> Format:
+    """Return the format of a project for a family."""
     return next(form for form in FORMATS if (form.origin, form.family) == (origin, family))
 
 
 @dataclass(frozen=True)
-class Recognised:
-    """A format, a variant, and what the shapes say about its arguments."""
+class Recognized:
+    """A format, a variant, and the arguments of the backbone that follow from the shapes.
+
+    Args:
+        form: Format of the file.
+        arch: Name of the variant, or its settings.
+        arguments: Arguments of the backbone that differ from the defaults.
+        stages: Number of stages in the file.
+    """
 
     form: Format
     arch: str | dict
-    arguments: dict[str, Any]  # for the constructor, where they differ from the defaults
+    arguments: dict[str, Any]
     stages: int
 
     @property
     def settings(self) -> dict:
+        """Settings of the variant: widths, depths, etc."""
         return settings(self.form.family, self.arch)
 
     @property
     def rename(self) -> Callable[[str], str]:
+        """Function from mmplugin's keys to the keys of the file."""
         return self.form.rename(self.settings)
 
     @property
     def backbone(self) -> dict[str, Any]:
-        """The config of the backbone that these weights fit."""
+        """Config of the backbone that loads these weights."""
         arguments = dict(self.arguments)
         if self.stages < len(FAMILIES[self.form.family].STRIDES):
             arguments.setdefault('out_indices', tuple(range(self.stages)))
@@ -97,15 +109,17 @@ class Recognised:
 
 
 def arch_name(arch: str | dict) -> str:
-    return arch if isinstance(arch, str) else 'of its own widths and depths'
+    """Return a name for messages."""
+    return arch if isinstance(arch, str) else 'with custom widths and depths'
 
 
 def settings(family: str, arch: str | dict) -> dict:
+    """Return the settings of a variant."""
     return arch if isinstance(arch, dict) else FAMILIES[family].ARCHS[arch]
 
 
 def skeleton(family: str, arch: str | dict, **arguments: Any) -> dict[str, Tensor]:
-    """The state dict of a backbone, without values."""
+    """Return the state dict of a backbone as meta tensors."""
     with torch.device('meta'):
         return FAMILIES[family](arch, **arguments).state_dict()
 
@@ -117,77 +131,77 @@ def _skeleton(arch: str) -> dict[str, Tensor]:
 
 @lru_cache(maxsize=64)
 def _shapes(form: Format, arch: str) -> dict[str, torch.Size]:
-    """Every key and shape of a variant, in the words of the format, at default arguments."""
+    """Return the keys and shapes of a variant in a format, for default arguments."""
     rename = form.rename(settings(form.family, arch))
     return {rename(key): form.shape(key, value.shape) for key, value in _skeleton(arch).items()}
 
 
-def recognise(weights: Mapping[str, Tensor], arch: str | dict | None = None) -> Recognised:
-    """Finds format and variant from keys and shapes alone.
+def recognize(weights: Mapping[str, Tensor], arch: str | dict | None = None) -> Recognized:
+    """Recognize format and variant from keys and shapes.
 
     Args:
-        weights: Tensors by name, without prefixes.
-        arch: Confirms the variant; a dict is needed for one that is none of the thirteen.
+        weights: State dict without prefixes.
+        arch: Expected variant. A dict is required for a custom variant.
     """
     matches = {
-        (form, name): _likeness(weights, _shapes(form, name))
+        (form, name): _similarity(weights, _shapes(form, name))
         for form in FORMATS
         if not form.dense
         for name in FAMILIES[form.family].ARCHS
     }
     form, found = max(matches, key=matches.__getitem__)
-    likeness = matches[form, found]
-    # Both kinds of the authors' files share nearly all names.
+    similarity = matches[form, found]
+    # The authors' classification and dense files share nearly all keys.
     if form.origin == ORIGINAL and any(re.match(r'norm[0246]\.|.*\.attention_biases_seg$', key) for key in weights):
         form = get(DENSE, form.family)
     if isinstance(arch, dict):
-        return Recognised(form, arch, *_arguments(weights, form, arch))
-    if likeness < 0.2:
-        sample = ', '.join(list(weights)[:4]) or 'none at all'
+        return Recognized(form, arch, *_arguments(weights, form, arch))
+    if similarity < 0.2:
         known = '; '.join(f'{backbone.__name__} {" ".join(backbone.ARCHS)}' for backbone in FAMILIES.values())
         raise UserError(
-            f'these are weights of none of the known networks. The file has {len(weights)} tensors, such as {sample}. '
-            f'Known: {known}; as published by their authors, by timm or by mmpretrain, or written by mmplugin'
+            f'not the weights of a supported network. The file has {len(weights)} tensors: {some(weights) or "none"}. '
+            f'Supported: {known}; as published by their authors, timm or mmpretrain, or written by mmplugin'
         )
     if check_arch(arch) not in (None, found):
         raise UserError(
             f'these are weights of {FAMILIES[form.family].__name__} {found} ({form.origin}), not of {arch}; '
-            f'leave out --arch, or name another file'
+            f'omit --arch, or use another file'
         )
-    return Recognised(form, found, *_arguments(weights, form, found))
+    return Recognized(form, found, *_arguments(weights, form, found))
 
 
-def _likeness(weights: Mapping[str, Tensor], shapes: dict[str, torch.Size]) -> float:
-    """1 where all keys and shapes agree; a key of another shape counts half."""
+def _similarity(weights: Mapping[str, Tensor], shapes: dict[str, torch.Size]) -> float:
+    """Return the share of keys that agree, from 0 to 1. A key with a different shape counts half."""
     common = weights.keys() & shapes.keys()
     same = sum(weights[key].shape == shapes[key] for key in common)
     return (len(common) + same) / 2 / (len(weights) + len(shapes) - len(common))
 
 
 def check_arch(arch: str | None) -> str | None:
-    """The short name of an arch; 'efficientformerv2_s0' counts as 's0'."""
+    """Return the short name of an arch, e.g. 's0' for 'efficientformerv2_s0'."""
     if arch is None:
         return None
     short = arch.lower().replace('-', '_').rsplit('_', 1)[-1]
     if short not in ARCHS:
-        raise UserError(f'there is no arch {arch!r}; allowed: {", ".join(ARCHS)}')
+        raise UserError(f'unknown arch {arch!r}; allowed: {", ".join(ARCHS)}')
     return short
 
 
 def _arguments(weights: Mapping[str, Tensor], form: Format, arch: str | dict) -> tuple[dict[str, Any], int]:
-    """Arguments that show in the shapes, and the number of stages."""
+    """Return the arguments that follow from the shapes, and the number of stages."""
     family, stages = form.family, len(FAMILIES[form.family].STRIDES)
     rename = form.rename(settings(family, arch))
     arguments: dict[str, Any] = {}
     stem = weights.get(rename('stem.0.conv.weight'))
     if stem is not None and stem.dim() == 4 and stem.shape[1] != 3:
         arguments['in_channels'] = stem.shape[1]
-    if form.origin == OURS:
+    if form.origin == MMPLUGIN:
         stages = 1 + max((int(i) for i in _captured(r'stages\.([0-3])\.', weights)), default=-1)
     if family != 'evit':
         own = skeleton(family, arch) if isinstance(arch, dict) else _skeleton(arch)
         grid = next(_grids(weights, own, rename), None)
-        if form.dense or (form.origin == OURS and grid in (16, 25)):  # ours: see `convert` for what decides
+        # For mmplugin's own files this is a guess, which `convert` replaces by the saved config.
+        if form.dense or (form.origin == MMPLUGIN and grid in (16, 25)):
             arguments['attention_bias'] = 'upstream'
         if grid not in (None, 7):
             arguments['bias_grid'] = grid
@@ -195,7 +209,7 @@ def _arguments(weights: Mapping[str, Tensor], form: Format, arch: str | dict) ->
         arguments['out_norm'] = True
     elif family == 'v1':
         norms = [i for i in range(stages) if rename(f'out_norms.{i}.weight') in weights]
-        # mmpretrain's classifier has one norm, after the last stage: that is its head's.
+        # A single norm after the last stage belongs to the head of mmpretrain's classifier.
         if norms and not (form.origin == MMPRETRAIN and norms == [3]):
             arguments['out_norm'] = True
             if len(norms) < len(FAMILIES[family].STRIDES):
@@ -209,7 +223,7 @@ def _captured(pattern: str, weights: Mapping[str, Tensor]) -> Iterator[str]:
 
 
 def _grids(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], rename: Callable) -> Iterator[int]:
-    """Sides of the bias tables, in cells of stride 32."""
+    """Yield the sides of the bias tables, in cells of stride 32."""
     for key in own:
         table = weights.get(rename(key)) if key.endswith('.table') else None
         if table is not None and table.dim() == 2 and isqrt(table.shape[1]) ** 2 == table.shape[1]:

@@ -1,8 +1,8 @@
-"""Names of weights elsewhere: one ordered rule table a format, from our names to theirs.
+"""Key maps: for each format, an ordered table of rules from mmplugin's keys to the keys of that format.
 
-Every rule is a regular expression and its replacement, applied one after the other. The tables start from our names
-because those are complete: the same table finds the weights in a foreign file and writes them back. Names of the
-classification head are those of :class:`mmplugin.convert.classifier.Classifier`.
+A rule is a regular expression and its replacement. The rules of a table are applied one after the other. The same table
+is used in both directions: to find the tensors in a file, and to write them. Keys of the classification head are those
+of :class:`mmplugin.convert.classifier.Classifier`.
 """
 
 import re
@@ -10,9 +10,28 @@ from collections.abc import Callable
 
 Rule = tuple[str, str | Callable[[re.Match], str]]
 
+_TABLE: list[Rule] = [(r'\.table$', '')]
+_DISTILLATION_HEAD: list[Rule] = [(r'^head_dist\.', 'dist_head.')]
+_MLP: list[Rule] = [
+    (r'\.mlp\.fc([12])\.norm\.', r'.mlp.norm\1.'),
+    (r'\.mlp\.fc([12])\.conv\.', r'.mlp.fc\1.'),
+]
+_FLAT_STEM: list[Rule] = [
+    (r'^stem\.0\.conv\.', 'patch_embed.0.'),
+    (r'^stem\.0\.norm\.', 'patch_embed.1.'),
+    (r'^stem\.2\.conv\.', 'patch_embed.3.'),
+    (r'^stem\.2\.norm\.', 'patch_embed.4.'),
+]
+_TIMM_LAYER_SCALE: list[Rule] = [(r'\.layer_scale_([12])$', r'.ls\1.gamma')]
+_EVIT_BLOCK: list[Rule] = [
+    (r'\.(dw[01]|ffn[01])\.', r'.\1.m.'),
+    (r'\.mixer\.', '.mixer.m.attn.'),
+    (r'\.attn\.proj\.', '.attn.proj.1.'),
+]
+
 
 def renamer(rules: list[Rule]) -> Callable[[str], str]:
-    """The function that applies a rule table to one name."""
+    """Return a function that applies a table of rules to one key."""
     compiled = [(re.compile(pattern), replacement) for pattern, replacement in rules]
 
     def rename(key: str) -> str:
@@ -24,39 +43,40 @@ def renamer(rules: list[Rule]) -> Callable[[str], str]:
 
 
 def _network(offset: int) -> Callable[[re.Match], str]:
-    """The originals number stages and the downsampling between them in one list: 0, 2, 4, 6 are the stages."""
+    """Number the stages 0, 2, 4, 6, and the downsampling between them 1, 3, 5."""
     return lambda match: f'network.{2 * int(match[1]) + offset}.'
 
 
-def _after_flatten(first_attention: int) -> Callable[[re.Match], str]:
-    """In V1, a layer that flattens the map counts as a block of its own, before the first attention block."""
-    return lambda match: f'stages.3.blocks.{int(match[1]) + (int(match[1]) >= first_attention)}.'
+def _flatten_block(settings: dict) -> list[Rule]:
+    """Count V1's flattening before the first attention block as a block."""
+    first_attention = settings['depths'][3] - settings['attention_blocks']
+
+    def renumber(match: re.Match) -> str:
+        block = int(match[1])
+        return f'stages.3.blocks.{block + 1 if block >= first_attention else block}.'
+
+    return [(r'^stages\.3\.blocks\.(\d+)\.', renumber)]
 
 
 def original_v1(settings: dict) -> list[Rule]:
+    """Return the rules for EfficientFormer in its authors' repository."""
     return [
-        (r'^stages\.3\.blocks\.(\d+)\.', _after_flatten(settings['depths'][3] - settings['attention_blocks'])),
-        (r'^stem\.0\.conv\.', 'patch_embed.0.'),
-        (r'^stem\.0\.norm\.', 'patch_embed.1.'),
-        (r'^stem\.2\.conv\.', 'patch_embed.3.'),
-        (r'^stem\.2\.norm\.', 'patch_embed.4.'),
+        *_flatten_block(settings),
+        *_FLAT_STEM,
         (r'^stages\.(\d)\.downsample\.', _network(-1)),
         (r'^(network\.\d)\.conv\.', r'\1.proj.'),
         (r'^stages\.(\d)\.blocks\.', _network(0)),
-        (r'\.mlp\.fc([12])\.norm\.', r'.mlp.norm\1.'),
-        (r'\.mlp\.fc([12])\.conv\.', r'.mlp.fc\1.'),
-        (r'\.table$', ''),
+        *_MLP,
+        *_TABLE,
         (r'^out_norms\.(\d)\.', lambda match: f'norm{2 * int(match[1])}.'),
-        (r'^head_dist\.', 'dist_head.'),
+        *_DISTILLATION_HEAD,
     ]
 
 
 def original_v2(settings: dict) -> list[Rule]:
+    """Return the rules for EfficientFormerV2 in its authors' repository."""
     return [
-        (r'^stem\.0\.conv\.', 'patch_embed.0.'),
-        (r'^stem\.0\.norm\.', 'patch_embed.1.'),
-        (r'^stem\.2\.conv\.', 'patch_embed.3.'),
-        (r'^stem\.2\.norm\.', 'patch_embed.4.'),
+        *_FLAT_STEM,
         (r'\.(q|k|v|v_local|stride_conv|q\.proj)\.conv\.', r'.\1.0.'),
         (r'\.(q|k|v|v_local|stride_conv|q\.proj)\.norm\.', r'.\1.1.'),
         (r'\.proj\.conv\.', '.proj.1.'),
@@ -68,16 +88,16 @@ def original_v2(settings: dict) -> list[Rule]:
         (r'^stages\.(\d)\.downsample\.', _network(-1)),
         (r'^(network\.[13])\.conv\.', r'\1.proj.'),
         (r'^stages\.(\d)\.blocks\.', _network(0)),
-        (r'\.mlp\.fc([12])\.norm\.', r'.mlp.norm\1.'),
-        (r'\.mlp\.fc([12])\.conv\.', r'.mlp.fc\1.'),
+        *_MLP,
         (r'\.mlp\.mid\.norm\.', '.mlp.mid_norm.'),
         (r'\.mlp\.mid\.conv\.', '.mlp.mid.'),
-        (r'\.table$', ''),
-        (r'^head_dist\.', 'dist_head.'),
+        *_TABLE,
+        *_DISTILLATION_HEAD,
     ]
 
 
 def original_evit(settings: dict) -> list[Rule]:
+    """Return the rules for Microsoft's EfficientViT in its authors' repository."""
     return [
         (r'^stem\.', 'patch_embed.'),
         (r'^stages\.0\.blocks\.', 'blocks1.'),
@@ -88,44 +108,44 @@ def original_evit(settings: dict) -> list[Rule]:
         (r'^(blocks\d)\.merge\.', r'\1.1.'),
         (r'^(blocks\d)\.dw1\.', r'\1.2.0.m.'),
         (r'^(blocks\d)\.ffn1\.', r'\1.2.1.m.'),
-        (r'\.(dw[01]|ffn[01])\.', r'.\1.m.'),
-        (r'\.mixer\.', '.mixer.m.attn.'),
-        (r'\.attn\.proj\.', '.attn.proj.1.'),
+        *_EVIT_BLOCK,
         (r'\.conv\.', '.c.'),
         (r'\.norm\.', '.bn.'),
-        (r'\.table$', ''),
+        *_TABLE,
         (r'^(head|head_dist)\.linear\.', r'\1.l.'),
     ]
 
 
 def dense(rules: Callable[[dict], list[Rule]]) -> Callable[[dict], list[Rule]]:
-    """V1's and V2's dense code learns its bias in a second table, beside the one from ImageNet that it ignores."""
+    """Adapt the rules to the authors' dense code, which trains a second table and ignores the one from ImageNet."""
     return lambda settings: [*rules(settings), (r'\.attention_biases$', '.attention_biases_seg')]
 
 
 def timm_v1(settings: dict) -> list[Rule]:
+    """Return the rules for EfficientFormer in timm."""
     return [
-        (r'^stages\.3\.blocks\.(\d+)\.', _after_flatten(settings['depths'][3] - settings['attention_blocks'])),
+        *_flatten_block(settings),
         (r'^stem\.0\.(conv|norm)\.', r'stem.\g<1>1.'),
         (r'^stem\.2\.(conv|norm)\.', r'stem.\g<1>2.'),
-        (r'\.mlp\.fc([12])\.norm\.', r'.mlp.norm\1.'),
-        (r'\.mlp\.fc([12])\.conv\.', r'.mlp.fc\1.'),
-        (r'\.layer_scale_([12])$', r'.ls\1.gamma'),
-        (r'\.table$', ''),
+        *_MLP,
+        *_TIMM_LAYER_SCALE,
+        *_TABLE,
     ]
 
 
 def timm_v2(settings: dict) -> list[Rule]:
+    """Return the rules for EfficientFormerV2 in timm."""
     return [
         (r'^stem\.0\.', 'stem.conv1.'),
         (r'^stem\.2\.', 'stem.conv2.'),
         (r'\.norm\.', '.bn.'),
-        (r'\.layer_scale_([12])$', r'.ls\1.gamma'),
-        (r'\.table$', ''),
+        *_TIMM_LAYER_SCALE,
+        *_TABLE,
     ]
 
 
 def timm_evit(settings: dict) -> list[Rule]:
+    """Return the rules for Microsoft's EfficientViT in timm."""
     return [
         (r'^stem\.(\d)\.', lambda match: f'patch_embed.conv{int(match[1]) // 2 + 1}.'),
         (r'\.downsample\.dw0\.', '.downsample.res1.0.m.'),
@@ -133,28 +153,26 @@ def timm_evit(settings: dict) -> list[Rule]:
         (r'\.downsample\.merge\.', '.downsample.patchmerge.'),
         (r'\.downsample\.dw1\.', '.downsample.res2.0.m.'),
         (r'\.downsample\.ffn1\.', '.downsample.res2.1.m.'),
-        (r'\.(dw[01]|ffn[01])\.', r'.\1.m.'),
-        (r'\.mixer\.', '.mixer.m.attn.'),
-        (r'\.attn\.proj\.', '.attn.proj.1.'),
+        *_EVIT_BLOCK,
         (r'\.norm\.', '.bn.'),
-        (r'\.table$', ''),
+        *_TABLE,
     ]
 
 
 def mmpretrain_v1(settings: dict) -> list[Rule]:
+    """Return the rules for EfficientFormer in mmpretrain."""
     return [
-        (r'^stages\.3\.blocks\.(\d+)\.', _after_flatten(settings['depths'][3] - settings['attention_blocks'])),
-        # One list a stage, with the downsampling that stages 2 to 4 have in front.
+        *_flatten_block(settings),
+        # Each stage is one list, which starts with the downsampling in stages 2 to 4.
         (r'^stages\.([123])\.blocks\.(\d+)\.', lambda match: f'network.{match[1]}.{int(match[2]) + 1}.'),
         (r'^stages\.0\.blocks\.', 'network.0.'),
         (r'^stages\.(\d)\.downsample\.', r'network.\1.0.'),
         (r'^stem\.0\.', 'patch_embed.0.'),
         (r'^stem\.2\.', 'patch_embed.1.'),
-        (r'\.mlp\.fc([12])\.norm\.', r'.mlp.norm\1.'),
-        (r'\.mlp\.fc([12])\.conv\.', r'.mlp.fc\1.'),
+        *_MLP,
         (r'\.norm\.', '.bn.'),
         (r'\.layer_scale_([12])$', r'.ls\1.weight'),
-        (r'\.table$', ''),
+        *_TABLE,
         (r'^out_norms\.(\d)\.', r'norm\1.'),
         (r'^norm\.', 'norm3.'),
         (r'^head_dist\.', 'head.dist_head.'),
@@ -162,5 +180,6 @@ def mmpretrain_v1(settings: dict) -> list[Rule]:
     ]
 
 
-def ours(settings: dict) -> list[Rule]:
+def mmplugin(settings: dict) -> list[Rule]:
+    """Return the rules for mmplugin's own format, which has none."""
     return []

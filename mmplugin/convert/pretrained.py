@@ -1,11 +1,10 @@
-"""Pretrained weights for a backbone that exists: everything fits, or training does not start."""
+"""Loading of pretrained weights into a backbone: either everything fits, or an error is raised."""
 
 from collections import Counter
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-import torch
 from mmengine.logging import print_log
 from torch import nn
 
@@ -15,8 +14,10 @@ from mmplugin.layers.attention_bias import OffsetBias, UpstreamBias
 
 from . import checkpoint_io
 from .conversion import Result, convert
+from .download import cached_download
+from .formats import MMPLUGIN, arch_name
 
-NOT_BUILT, NORMS_NOT_BUILT = 'of stages above out_indices', 'norms of maps that are not returned'
+STAGE_NOT_BUILT, NORM_NOT_BUILT = 'of stages above out_indices', 'norms of maps that are not returned'
 
 
 def load_pretrained(
@@ -27,22 +28,22 @@ def load_pretrained(
     ema: bool = False,
     trust: bool = False,
 ) -> str:
-    """Loads a file into ``backbone``: ours, or any published one that ``convert`` knows.
+    """Load a checkpoint, in mmplugin's format or any other that ``convert`` supports, into ``backbone``.
 
     Args:
-        backbone: Is left as it was if anything does not fit.
-        checkpoint: A path, or an http(s) address that is downloaded once.
-        prefix: Take only names that start so; not needed for detectors, whose ``backbone.`` is found.
-        map_location: Accepted as elsewhere in OpenMMLab; weights are read on the CPU and copied to the backbone.
-        ema: Take the moving average of the weights.
-        trust: Read files that hold more than tensors and plain values.
+        backbone: The backbone. It is not changed if anything does not fit.
+        checkpoint: A path, or an http(s) URL, which is downloaded once.
+        prefix: Load only keys with this prefix. Not needed for detectors and segmentors.
+        map_location: For compatibility with OpenMMLab. The file is always read on the CPU and copied to the backbone.
+        ema: Load the moving average of the weights.
+        trust: Read files that contain more than tensors and plain values. This may run code that is in the file.
 
     Returns:
-        str: One line that says what was loaded, as logged.
+        A summary of what was loaded, in one line. It is also logged.
     """
-    path = _local(checkpoint)
     arch = backbone.arch if isinstance(backbone.arch, dict) else None
     try:
+        path = _local_path(str(checkpoint))
         result = convert(checkpoint_io.read(path, trust), arch, ema=ema, prefix=prefix)
         line = _load(backbone, result)
     except UserError as error:
@@ -61,9 +62,9 @@ def _load(backbone: DenseBackbone, result: Result) -> str:
             continue
         stage = int(key.split('.')[1]) if key.startswith('stages.') else -1
         if stage >= backbone.num_stages:
-            skipped[NOT_BUILT] += 1
+            skipped[STAGE_NOT_BUILT] += 1
         elif key.startswith('out_norms.'):
-            skipped[NORMS_NOT_BUILT] += 1
+            skipped[NORM_NOT_BUILT] += 1
         else:
             continue
         del found[key]
@@ -76,47 +77,46 @@ def _load(backbone: DenseBackbone, result: Result) -> str:
     dropped = [f'{count} {reason}' for reason, count in (result.dropped + skipped).items()]
     return ', '.join(
         [
-            f'{result.backbone["type"]} {_arch(result)} from {result.origin}',
+            f'{result.backbone["type"]} {arch_name(result.backbone["arch"])} from {result.origin}',
             f'{len(found) - len(new)} loaded',
             *([f'{len(result.resized)} bias tables enlarged'] if result.resized else []),
             *([f'{len(new)} new (out_norm)'] if new else []),
-            *([f'left out on purpose: {" and ".join(dropped)}'] if dropped else []),
+            *([f'not used: {" and ".join(dropped)}'] if dropped else []),
         ]
     )
 
 
 def _check_kind(backbone: DenseBackbone, result: Result) -> None:
-    """Everything that the config says about the weights must agree with the weights."""
-    wanted, problems = result.backbone, []
+    """Check that the arguments of the backbone match the weights."""
+    wanted = result.backbone
     if type(backbone).__name__ != wanted['type'] or (
         backbone.arch != wanted['arch'] and backbone.settings != type(backbone).ARCHS.get(wanted['arch'])
     ):
         raise UserError(
             f'the config builds {type(backbone).__name__} {backbone.arch!r}, but these are weights of '
-            f'{wanted["type"]} {wanted["arch"]!r}. Set backbone={_config(result)}, or name other weights'
+            f'{wanted["type"]} {wanted["arch"]!r}. Set backbone={_config(result)}, or use other weights'
         )
+    problems = []
     channels = wanted.get('in_channels', 3)
     if backbone.in_channels != channels:
-        problems.append(
-            f'in_channels is {backbone.in_channels}, but the first convolution of these weights takes {channels}'
-        )
+        problems.append(f'in_channels is {backbone.in_channels}, but the weights are for {channels}')
     bias, grid = _bias(backbone)
     weights_bias, weights_grid = wanted.get('attention_bias', 'offset'), wanted.get('bias_grid', 7)
     if bias and bias != weights_bias and not _undecided(result):
         problems.append(
-            f'attention_bias is {bias!r}, but these tables were learned as {weights_bias!r}'
+            f'attention_bias is {bias!r}, but the weights were trained with {weights_bias!r}'
             + (" (the authors' own detection and segmentation code)" if weights_bias == 'upstream' else '')
         )
     if bias and grid != weights_grid:
-        problems.append(f'bias_grid is {grid}, but these tables have {weights_grid}')
+        problems.append(f'bias_grid is {grid}, but the weights have {weights_grid}')
     if wanted.get('out_norm') and not len(backbone.out_norms):
-        problems.append('out_norm is False, but these weights have norms on the feature maps')
+        problems.append('out_norm is False, but the weights include the norms of the feature maps')
     if problems:
-        raise UserError(f'{"; ".join(problems)}. Set backbone={_config(result)}, or name other weights')
+        raise UserError(f'{"; ".join(problems)}. Set backbone={_config(result)}, or use other weights')
 
 
 def _bias(backbone: nn.Module) -> tuple[str | None, int]:
-    """How the backbone uses its bias tables, and their grid; None where it has none, or has windows."""
+    """Return ``attention_bias`` and ``bias_grid`` of a backbone, or None and 0 if it has no such argument."""
     for name, module in backbone.named_modules():
         if type(module) in (OffsetBias, UpstreamBias) and '.downsample.' not in name:
             return ('upstream' if isinstance(module, UpstreamBias) else 'offset'), module.grid
@@ -124,38 +124,18 @@ def _bias(backbone: nn.Module) -> tuple[str | None, int]:
 
 
 def _undecided(result: Result) -> bool:
-    """In a file of ours without a note, the tables do not tell how they were used; the config does."""
-    return result.origin == 'mmplugin' and not result.noted
-
-
-def _arch(result: Result) -> str:
-    return result.backbone['arch'] if isinstance(result.backbone['arch'], str) else 'with its own arch'
+    """Return whether only the config knows how the bias tables are used, as in checkpoints that mmplugin trained."""
+    return result.origin == MMPLUGIN and not result.config_saved
 
 
 def _config(result: Result) -> str:
     return f'dict({", ".join(f"{key}={value!r}" for key, value in result.backbone.items())}, ...)'
 
 
-def _local(checkpoint: str | Path) -> Path:
-    """The file itself, or the place that it was downloaded to."""
-    address = urlparse(str(checkpoint))
-    if address.scheme not in ('http', 'https'):
-        if '://' in str(checkpoint):
-            raise UserError(
-                f'Pretrained weights {checkpoint}: cannot open {address.scheme}://; download the file and name its path'
-            )
-        return Path(checkpoint).expanduser()
-    from mmengine.dist import barrier, is_main_process
-
-    folder = Path(torch.hub.get_dir()) / 'checkpoints'
-    path = folder / Path(address.path).name
-    if not path.exists() and is_main_process():
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(str(checkpoint), str(path))
-        except OSError as error:
-            raise UserError(
-                f'Pretrained weights {checkpoint}: download failed ({error}); download the file and name its path'
-            ) from error
-    barrier()
-    return path
+def _local_path(checkpoint: str) -> Path:
+    scheme = urlparse(checkpoint).scheme
+    if scheme in ('http', 'https'):
+        return cached_download(checkpoint)
+    if '://' in checkpoint:
+        raise UserError(f'{scheme}:// is not supported; download the file and use its path')
+    return Path(checkpoint).expanduser()

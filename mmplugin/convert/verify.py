@@ -1,4 +1,4 @@
-"""A look at what converted weights think of a few pictures."""
+"""Predictions of converted weights for a few images, as a sanity check."""
 
 import json
 from collections.abc import Mapping
@@ -6,16 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 from mmplugin.errors import UserError
+from mmplugin.tables import Table, show
 
 from .classifier import Classifier
 
-PICTURES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
+EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
 SIDE, SHORTER_SIDE = 224, 256
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -23,32 +22,29 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 def verify(
     backbone: nn.Module, classifier: Classifier, folder: str | Path, labels: list[str] | None, console: Console
 ) -> None:
-    """Prints the best class of every picture in a folder.
+    """Print the top-1 prediction for every image in a folder.
 
     Args:
-        backbone: With its last stage among the outputs.
-        classifier: The head that came with the weights.
-        folder: Pictures, not searched recursively.
-        labels: Names of the classes; numbers are printed without.
-        console: Where to print.
+        backbone: Backbone whose last output is that of its last stage.
+        classifier: Classification head of the same weights.
+        folder: Folder of images. Subfolders are not searched.
+        labels: Class names, or None to print class numbers only.
+        console: Console to print to.
     """
-    style = dict(title_justify='left', title_style='bold', box=box.HORIZONTALS, min_width=72)
-    table = Table(title='what the head sees', **style)
-    for name, justify in {'picture': 'left', 'class': 'right', 'name': 'left', 'confidence': 'right'}.items():
-        if name != 'name' or labels:
-            table.add_column(name, justify=justify)
-    for path in _pictures(folder):
+    rows = []
+    for path in _images(folder):
         with torch.inference_mode():
             confidence, index = classifier(backbone(_read(path))[-1]).softmax(1)[0].max(0)
         name = [labels[index]] if labels else []
-        table.add_row(path.name, str(index.item()), *name, f'{confidence.item():.1%}')
-    console.print(table)
+        rows.append([path.name, str(index.item()), *name, f'{confidence.item():.1%}'])
+    head = ['image', 'class', *(['name'] if labels else []), 'confidence']
+    show([Table('Top-1 predictions', head, rows, left=('name',))], console)
     if not labels:
-        console.print('Class numbers only: the file has no class names; --labels FILE brings them.')
+        console.print('The file has no class names; pass them with --labels FILE.')
 
 
 def class_names(path: str | Path | None, checkpoint: Mapping[str, Any], classes: int) -> list[str] | None:
-    """Names of the classes: from a file, or from the checkpoint where it has them (timm, mmpretrain)."""
+    """Read the class names from a file, or from the checkpoint if it has them, as those of timm and mmpretrain do."""
     if path is None:
         known = [
             _at(checkpoint, 'pretrained_cfg', 'label_names'),
@@ -65,7 +61,7 @@ def class_names(path: str | Path | None, checkpoint: Mapping[str, Any], classes:
         content = content.get('label_names') or _at(content, 'pretrained_cfg', 'label_names')
     if not isinstance(content, list) or len(content) != classes:
         count = len(content) if isinstance(content, list) else 'no'
-        raise UserError(f'--labels {path}: {count} names, but the head has {classes} classes; one name a line')
+        raise UserError(f'--labels {path}: {count} names, but the head has {classes} classes; use one name per line')
     return [str(name) for name in content]
 
 
@@ -75,24 +71,24 @@ def _at(content: Any, *keys: str) -> Any:
     return content
 
 
-def _pictures(folder: str | Path) -> list[Path]:
+def _images(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f'--verify {folder}: no such folder')
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES)
+        raise UserError(f'--verify {folder}: folder not found')
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS)
     if not found:
-        raise UserError(f'--verify {folder}: no pictures in it; looked for {" ".join(PICTURES)}')
+        raise UserError(f'--verify {folder}: the folder has no images; allowed extensions: {" ".join(EXTENSIONS)}')
     return found
 
 
 def _read(path: Path) -> Tensor:
-    """A picture as the networks were evaluated: shorter side 256, centre 224x224, ImageNet's mean and deviation."""
+    """Read an image as for ImageNet evaluation: shorter side 256, center crop 224x224, normalized."""
     import cv2
     import numpy as np
 
     image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
     if image is None:
-        raise UserError(f'--verify: {path} is no picture')
+        raise UserError(f'--verify: {path} is not an image, or damaged')
     height, width = image.shape[:2]
     scale = SHORTER_SIDE / min(height, width)
     size = (round(width * scale), round(height * scale))

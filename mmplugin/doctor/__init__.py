@@ -1,7 +1,7 @@
-"""``python -m mmplugin.doctor``: one screen that says what is installed, what is wrong, and the command that mends it.
+"""Check the environment: ``mmplugin doctor``, or ``python -m mmplugin.doctor`` where nothing else starts.
 
-Three steps, one file each: ``facts`` looks at the environment, ``rules`` turns facts into findings without looking at
-anything else, and this file prints both. Only the standard library is imported at the top, so that it starts anywhere.
+``facts`` inspects the environment, ``rules`` turns the facts into findings, and this file prints both. Modules outside
+the standard library are imported only while the facts are gathered, so that the doctor starts in a broken environment.
 """
 
 import argparse
@@ -9,28 +9,33 @@ import sys
 from collections.abc import Sequence
 
 from mmplugin.doctor.facts import Facts, gather
-from mmplugin.doctor.rules import Finding, diagnose
+from mmplugin.doctor.rules import diagnose
+from mmplugin.findings import Finding, has_errors
 
-__all__ = ['Facts', 'Finding', 'diagnose', 'gather', 'main', 'report']
+__all__ = ['Facts', 'diagnose', 'gather', 'main', 'report']
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the report; return 1 when something is broken, else 0."""
-    parser = argparse.ArgumentParser(description='Check the environment: versions, doubled or mixed packages, '
-                                     'operators, devices. Ends with 1 when something is broken.')
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Print the report. Return 1 if there are errors, otherwise 0."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description='Check the environment: versions, conflicting packages, operators and devices. '
+        'Prints a command that fixes each problem. The exit code is 1 if there are errors.',
+    )
     parser.parse_args(argv)
     facts = gather()
     findings = diagnose(facts)
     sys.stdout.write(report(facts, findings))
-    return 1 if any(finding.broken for finding in findings) else 0
+    return 1 if has_errors(findings) else 0
 
 
 def report(facts: Facts, findings: Sequence[Finding]) -> str:
-    """Lay facts and findings out as one screen of text."""
+    """Format facts and findings as one screen of text."""
     lines = [f'{title:<11}{text}' for title, text in facts.table()]
     lines.append('')
     if not findings:
-        lines.append('Healthy: nothing to mend.')
+        lines.append('No problems found.')
     for finding in findings:
-        lines += [f'{"BROKEN" if finding.broken else "note":<11}{finding.problem}', f'{"  mend":<11}{finding.command}']
+        lines.append(f'{finding.severity.upper():<11}{finding.where}: {finding.problem}')
+        lines.append(f'{"  fix":<11}{finding.fix}')
     return '\n'.join([*lines, ''])

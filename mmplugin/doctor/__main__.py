@@ -1,4 +1,4 @@
-"""Run the doctor as ``python -m mmplugin.doctor``."""
+"""Entry point of ``python -m mmplugin.doctor``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What the doctor sees: distributions, imports, devices, and a tiny run of NMS and RoIAlign on each device."""
+"""Facts about the environment: packages, imports, devices, and whether NMS and RoIAlign work on each device."""
 
 import os
 import platform
@@ -16,16 +16,16 @@ from mmplugin import stack
 IMPORTS = ('numpy', 'cv2', 'torch', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'pycocotools', 'faster_coco_eval')
 SHOWN = ('numpy', 'opencv-python', 'opencv-python-headless', 'pycocotools', 'faster-coco-eval', 'setuptools')
 OPERATORS = {
-    'compiled': "mmcv's, compiled",
-    'torch': "mmplugin's, in plain PyTorch",
-    'torchvision': "mmplugin's, on torchvision's kernels",
+    'compiled': "mmcv's compiled operators",
+    'torch': "mmplugin's operators in plain PyTorch",
+    'torchvision': "mmplugin's operators with torchvision's CUDA kernels",
     'none': 'none',
 }
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU: what it is called, and its architecture as torch names it (``sm_90``)."""
+    """Name of a GPU and its architecture as torch spells it (``sm_90``)."""
 
     name: str
     arch: str
@@ -33,7 +33,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Probe:
-    """One operator tried on one device: its error, or None."""
+    """Result of running one operator on one device; ``error`` is None if it works."""
 
     operator: str
     device: str
@@ -42,18 +42,18 @@ class Probe:
 
 @dataclass
 class Facts:
-    """The environment as far as the rules need it.
+    """The environment, as the rules see it.
 
-    Attributes:
-        python: The version, as numbers.
-        distributions: Version by normalised distribution name.
-        errors: Why an import failed, by module; modules that are not installed or import well are not in it.
-        operators: Where mmcv's operators come from, a key of ``OPERATORS``; 'none' also where mmcv itself fails.
-        cuda: The CUDA version torch is built for, None for a CPU build.
-        archs: The architectures torch is built for.
-        gpus: The GPUs torch sees.
-        driver: Whether an NVIDIA driver is on the machine, whatever torch sees.
-        probes: The operators tried.
+    Args:
+        python: Version of Python.
+        distributions: Version of each installed distribution, by normalized name.
+        errors: Error message of each import that fails, by module. Modules that are not installed are not included.
+        operators: Where mmcv's operators come from, a key of ``OPERATORS``. 'none' if mmcv cannot be imported.
+        cuda: CUDA version that torch is built for, None for a CPU build.
+        archs: GPU architectures that torch is built for.
+        gpus: GPUs that torch finds.
+        driver: Whether the machine has an NVIDIA driver, even if torch finds no GPU.
+        probes: Results of running the operators.
     """
 
     python: tuple[int, ...] = tuple(sys.version_info[:3])
@@ -68,82 +68,88 @@ class Facts:
 
     @property
     def stack(self) -> stack.Stack | None:
-        """The stack whose mmengine is installed, None without one; OneDL's where both are."""
+        """The stack whose mmengine is installed, OneDL if both are, None if neither is."""
         for candidate in (stack.ONEDL, stack.STOCK):
             if candidate.pins['mmengine'][0] in self.distributions:
                 return candidate
         return None
 
     def table(self) -> list[tuple[str, str]]:
-        """Lay the facts out as titled lines."""
+        """Return the rows of the report as title and text."""
         have = self.distributions
         rows = [
-            ('mmplugin', f'{have.get("mmplugin", "a clone, not installed")}   {Path(__file__).parents[1]}'),
+            ('mmplugin', f'{have.get("mmplugin", "not installed, run from a clone")}   {Path(__file__).parents[1]}'),
             ('python', f'{".".join(map(str, self.python))}   {sys.executable}   {platform.platform(terse=True)}'),
-            ('torch', f'{have["torch"]}   CUDA {self.cuda or "none"}' if 'torch' in have else 'not installed'),
+            ('torch', self._torch_line()),
             ('stack', self._stack_line()),
             ('others', ', '.join(f'{name} {have[name]}' for name in SHOWN if name in have)),
             ('operators', OPERATORS[self.operators]),
             ('devices', ', '.join(['cpu', *(f'{gpu.name} ({gpu.arch})' for gpu in self.gpus)])),
         ]
         if self.gpus:
-            rows.append(('torch has', ' '.join(self.archs)))
+            rows.append(('built for', ' '.join(self.archs)))
         for device in dict.fromkeys(probe.device for probe in self.probes):
             tried = [f'{p.operator} {"failed" if p.error else "ok"}' for p in self.probes if p.device == device]
             rows.append((f'on {device}', ', '.join(tried)))
         return rows
 
+    def _torch_line(self) -> str:
+        supported = f'tested with {stack.TESTED_TORCH}, {stack.LOWEST_TORCH} or later is required'
+        if 'torch' not in self.distributions:
+            return f'not installed ({supported})'
+        return f'{self.distributions["torch"]}   CUDA {self.cuda or "none"}   ({supported})'
+
     def _stack_line(self) -> str:
         found = self.stack
         if found is None:
-            return 'none: no mmengine'
+            return 'none, mmengine is not installed'
         parts = [f'{name} {self.distributions[name]}' for name, _ in found.pins.values() if name in self.distributions]
         return f'{found.title}: {", ".join(parts)}'
 
 
-def normalise(name: str) -> str:
-    """Spell a distribution's name as the index does: ``faster_coco_eval`` -> ``faster-coco-eval``."""
+def normalize(name: str) -> str:
+    """Normalize the name of a distribution as PyPI does: ``faster_coco_eval`` becomes ``faster-coco-eval``."""
     return re.sub(r'[-_.]+', '-', name).lower()
 
 
 def gather() -> Facts:
-    """Look at this environment. Slow libraries are imported here; whatever they print is kept off the screen."""
-    distributions = {normalise(d.metadata['Name']): d.version for d in metadata.distributions() if d.metadata['Name']}
+    """Gather the facts about this environment. Imports every library, without showing its warnings."""
+    distributions = {normalize(d.metadata['Name']): d.version for d in metadata.distributions() if d.metadata['Name']}
     driver = any(map(os.path.exists, ('/dev/nvidia0', '/dev/dxg', '/proc/driver/nvidia')))
     facts = Facts(distributions=distributions, driver=driver)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         for module in IMPORTS:
-            _note_import(module, facts)
+            _try_import(module, facts)
         if 'torchvision' in distributions:
-            _note_torchvision(facts)
+            _try_torchvision(facts)
         if stack.IMPORT_ERROR is not None:
             facts.errors['mmplugin'] = str(stack.IMPORT_ERROR)
         if 'torch' in sys.modules and 'torch' not in facts.errors:
-            _look_at_devices(facts)
+            _find_gpus(facts)
             if 'mmcv' in sys.modules and 'mmcv' not in facts.errors:
                 _try_operators(facts)
     return facts
 
 
-def _note_import(module: str, facts: Facts) -> None:
+def _try_import(module: str, facts: Facts) -> None:
     try:
         import_module(module)
     except ModuleNotFoundError as error:
-        if error.name != module:  # it is there and misses something itself
+        if error.name != module:  # it is installed, but one of its own imports is not
             facts.errors[module] = _one_line(error)
     except Exception as error:  # a broken binary may raise anything
         facts.errors[module] = _one_line(error)
 
 
-def _note_torchvision(facts: Facts) -> None:
-    # In a process of its own: an import that stops halfway leaves torch's registry unusable for the rest of this one.
+def _try_torchvision(facts: Facts) -> None:
+    # In a separate process, because a failed import leaves partial registrations in torch.
     run = subprocess.run([sys.executable, '-c', 'import torchvision'], capture_output=True, text=True, check=False)
     if run.returncode:
-        facts.errors['torchvision'] = (run.stderr.strip().splitlines() or ['it crashed'])[-1][:160]
+        facts.errors['torchvision'] = (run.stderr.strip().splitlines() or ['the process crashed'])[-1][:160]
 
 
-def _look_at_devices(facts: Facts) -> None:
+def _find_gpus(facts: Facts) -> None:
     import torch
 
     facts.cuda = torch.version.cuda
@@ -159,7 +165,7 @@ def _try_operators(facts: Facts) -> None:
     try:
         import_module('mmcv.ops')
         facts.operators = import_module('mmplugin.ops').backend()
-    except Exception as error:  # mmcv without operators, and nothing in their place
+    except Exception as error:  # mmcv has no operators and mmplugin could not replace them
         facts.errors['mmcv.ops'] = _one_line(error)
         return
     for device in ('cpu', *(f'cuda:{index}' for index in range(len(facts.gpus)))):
@@ -169,8 +175,8 @@ def _try_operators(facts: Facts) -> None:
 
 def _error_of(run: Callable[[str], bool], device: str) -> str | None:
     try:
-        return None if run(device) else 'the result is wrong'
-    except Exception as error:  # the point is to report it
+        return None if run(device) else 'wrong result'
+    except Exception as error:  # every error is reported
         return _one_line(error)
 
 
@@ -188,7 +194,7 @@ def _run_roi_align(device: str) -> bool:
     import torch
     from mmcv.ops import roi_align
 
-    # On a map that holds x, the bins of a box hold the x of their centres, half a pixel lower (aligned).
+    # The input holds its own x coordinate, so each bin returns the x of its center, minus the half pixel of `aligned`.
     image = torch.arange(8.0, device=device).expand(1, 1, 8, 8).contiguous()
     box = torch.tensor([[0.0, 2, 2, 6, 6]], device=device)
     out = roi_align(image, box, (2, 2), 1.0, 0, 'avg', True)

@@ -1,18 +1,18 @@
-"""What the doctor knows: pure functions from facts to findings, each with the one command that mends it."""
+"""Rules of the doctor: functions from facts to findings. Every fix is a single command."""
 
 import re
 import shlex
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from mmplugin import stack
-from mmplugin.doctor.facts import Facts
+from mmplugin.doctor.facts import OPERATORS, Facts
+from mmplugin.findings import ERROR, NOTE, WARNING, Finding, by_severity, has_errors
 
 PIP = 'python -m pip'
-TORCH = 'torch==2.13.0'
+TORCH = f'torch=={stack.TESTED_TORCH}'
 HEADLESS = 'opencv-python-headless==4.12.0.88'
 
-# Distributions that write the same import name: one of each line is enough, two overwrite each other's files.
+# Distributions that install the same import name and overwrite each other's files: only one of each may be installed.
 RIVALS = {
     'mmengine': ('onedl-mmengine', 'mmengine', 'mmengine-lite'),
     'mmcv': ('onedl-mmcv', 'mmcv', 'mmcv-lite', 'mmcv-full'),
@@ -22,18 +22,9 @@ RIVALS = {
 OPENCV = ('opencv-python', 'opencv-python-headless', 'opencv-contrib-python', 'opencv-contrib-python-headless')
 
 
-class Finding(NamedTuple):
-    """One thing to mend: broken means it cannot work as it is, otherwise it is worth knowing."""
-
-    broken: bool
-    problem: str
-    command: str
-
-
 def diagnose(facts: Facts) -> list[Finding]:
-    """Apply every rule, the broken first; an import error that a rule explains is not told twice."""
-    findings = [finding for rule in RULES for finding in rule(facts)]
-    return sorted(findings, key=lambda finding: not finding.broken)
+    """Apply every rule and return the findings, errors first."""
+    return by_severity(finding for rule in RULES for finding in rule(facts))
 
 
 def _present(facts: Facts, names: tuple[str, ...]) -> list[str]:
@@ -41,144 +32,176 @@ def _present(facts: Facts, names: tuple[str, ...]) -> list[str]:
 
 
 def _install(*requirements: str, remove: list[str] | None = None) -> str:
-    """Write a pip command; what is removed goes first, because shared files vanish with it."""
+    """Return a pip command. Packages are removed before the installation, because that deletes shared files."""
     install = f'{PIP} install {" ".join(map(shlex.quote, requirements))}'
     return f'{PIP} uninstall -y {" ".join(remove)} && {install}' if remove else install
 
 
 def python_version(facts: Facts) -> Iterator[Finding]:
+    """Check that the OpenMMLab packages support this Python."""
     if not (3, 10) <= facts.python[:2] <= (3, 12):
         have = '.'.join(map(str, facts.python[:2]))
-        problem = f'Python {have}: the OpenMMLab packages run on 3.10, 3.11 and 3.12'
-        yield Finding(True, problem, 'make clean setup PYTHON=python3.11')
+        problem = f'{have} is not supported: the OpenMMLab packages run on 3.10, 3.11 and 3.12'
+        yield Finding(ERROR, problem, 'python', 'make clean setup PYTHON=python3.11')
 
 
-def missing(facts: Facts) -> Iterator[Finding]:
-    if 'torch' not in facts.distributions:
-        yield Finding(True, 'torch is not installed; it comes first, by exact version', _install(TORCH))
+def torch_version(facts: Facts) -> Iterator[Finding]:
+    """Check that torch is installed and recent enough."""
+    have = facts.distributions.get('torch')
+    if have is None:
+        yield Finding(ERROR, 'not installed; install it first, by exact version', 'torch', _install(TORCH))
+    elif _numbers(have) < _numbers(stack.LOWEST_TORCH):
+        problem = f'{have} is too old: mmplugin requires {stack.LOWEST_TORCH} or later, {stack.TESTED_TORCH} is tested'
+        yield Finding(ERROR, problem, 'torch', _install(TORCH))
+
+
+def missing_packages(facts: Facts) -> Iterator[Finding]:
+    """Check that all packages of the stack are installed."""
     found = facts.stack
     if found is None:
-        yield Finding(True, 'no OpenMMLab packages: there is no mmengine', _install(*stack.ONEDL.requirements))
+        problem = 'not installed; mmplugin requires the OpenMMLab packages'
+        yield Finding(ERROR, problem, 'mmengine', _install(*stack.ONEDL.requirements))
         return
-    uses = {'mmdet': 'detection needs it', 'mmseg': 'segmentation needs it'}
+    optional = {'mmdet': 'detection', 'mmseg': 'segmentation'}
     for module, (name, version) in found.pins.items():
         if not _present(facts, RIVALS[module]):
-            problem = f'{name} is not installed: {uses.get(module, "nothing runs without it")}'
-            yield Finding(module not in uses, problem, _install(f'{name}=={version}'))
+            problem = f'{name} is not installed; {optional.get(module, "mmplugin")} requires it'
+            yield Finding(NOTE if module in optional else ERROR, problem, module, _install(f'{name}=={version}'))
 
 
-def doubled(facts: Facts) -> Iterator[Finding]:
+def duplicate_packages(facts: Facts) -> Iterator[Finding]:
+    """Check that every import name comes from one distribution."""
     found = facts.stack or stack.ONEDL
     for module, names in RIVALS.items():
         if len(have := _present(facts, names)) > 1:
             name, version = found.pins[module]
             yield Finding(
-                True,
-                f'{module} is installed {len(have)} times, by {" and ".join(have)}: they overwrite each other',
+                ERROR,
+                f"installed {len(have)} times, by {', '.join(have)}, which overwrite each other's files",
+                module,
                 _install('--no-deps', f'{name}=={version}', remove=have),
             )
 
 
-def mixed(facts: Facts) -> Iterator[Finding]:
-    """One package of OneDL beside one of stock, each alone under its import name."""
+def mixed_stacks(facts: Facts) -> Iterator[Finding]:
+    """Check that all packages come from the same stack."""
     found = facts.stack
-    if found is None or any(doubled(facts)):
-        return  # what mends a doubled install may mend this
-    other = 'stock' if found is stack.ONEDL else 'onedl'
-    strangers = {
+    if found is None or any(duplicate_packages(facts)):
+        return  # the fix of a duplicate may fix this too
+    modules = {
         name: module
         for module, names in RIVALS.items()
         for name in _present(facts, names)
-        if name.startswith('onedl-') == (other == 'onedl')
+        if name.startswith('onedl-') != (found is stack.ONEDL)
     }
-    if strangers:
+    if modules:
         yield Finding(
-            True,
-            f'two stacks are mixed: mmengine is from {found.title}, but not {", ".join(strangers)}',
-            _install('--no-deps', *('=='.join(found.pins[module]) for module in strangers.values()),
-                     remove=[*strangers]),
+            ERROR,
+            f'mixed: mmengine is from {found.title}, but not {", ".join(modules)}',
+            'stack',
+            _install('--no-deps', *('=='.join(found.pins[module]) for module in modules.values()), remove=[*modules]),
         )
 
 
 def opencv(facts: Facts) -> Iterator[Finding]:
+    """Check that OpenCV is installed once and can be imported."""
     have = _present(facts, OPENCV)
-    mend = _install('--no-deps', HEADLESS, remove=have)
+    fix = _install('--no-deps', HEADLESS, remove=have)
     if not have and facts.stack:
-        yield Finding(True, 'OpenCV is not installed', _install(HEADLESS))
+        yield Finding(ERROR, 'not installed', 'opencv', _install(HEADLESS))
     elif 'cv2' in facts.errors:
-        yield Finding(True, f'OpenCV does not start: {facts.errors["cv2"]}', mend)
+        yield Finding(ERROR, f'import cv2 fails: {facts.errors["cv2"]}', 'opencv', fix)
     elif len(have) > 1:
-        # Of one version they hold the same files, and pip brings both by itself.
-        versions = {facts.distributions[name] for name in have}
+        # pip itself may install several: of the same version, they contain the same files.
+        same = len({facts.distributions[name] for name in have}) == 1
         text = ', '.join(f'{name} {facts.distributions[name]}' for name in have)
-        yield Finding(len(versions) > 1, f'OpenCV is installed {len(have)} times, one over the other: {text}', mend)
+        problem = f"installed {len(have)} times, by {text}, which overwrite each other's files"
+        yield Finding(NOTE if same else ERROR, problem, 'opencv', fix)
 
 
-def versions(facts: Facts) -> Iterator[Finding]:
+def stock_versions(facts: Facts) -> Iterator[Finding]:
+    """Check the versions that the stock packages refuse or cannot run with."""
     found = facts.stack
     if found is None:
         return
     setuptools = facts.distributions.get('setuptools')
     if found.needs_pkg_resources and (setuptools is None or _numbers(setuptools) >= (82,)):
-        have = f'setuptools {setuptools} has none' if setuptools else 'setuptools is not installed'
-        yield Finding(True, f'mmengine imports pkg_resources, and {have}', _install('setuptools<82'))
+        have = f'{setuptools} has no pkg_resources' if setuptools else 'not installed, and with it pkg_resources'
+        yield Finding(ERROR, f'{have}, which mmengine imports', 'setuptools', _install('setuptools<82'))
     mmcv = next((facts.distributions[name] for name in _present(facts, ('mmcv', 'mmcv-lite'))), None)
     if found.below_mmcv and mmcv and _numbers(mmcv) >= _numbers(found.below_mmcv):
         yield Finding(
-            True,
-            f'mmcv {mmcv}: mmdet and mmseg refuse {found.below_mmcv} and above',
+            ERROR,
+            f'{mmcv} is too new: mmdet and mmseg require a version below {found.below_mmcv}',
+            'mmcv',
             _install('mmcv-lite==2.1.0', remove=_present(facts, RIVALS['mmcv'])),
         )
 
 
 def gpus(facts: Facts) -> Iterator[Finding]:
+    """Check that torch finds and supports the GPUs."""
     if facts.driver and 'torch' in facts.distributions and 'torch' not in facts.errors:
         if facts.cuda is None:
-            problem = 'there is an NVIDIA driver, but torch is a build without CUDA: only the CPU will work'
-            yield Finding(False, problem, _install('--force-reinstall', TORCH))
+            problem = 'not used: there is an NVIDIA driver, but this torch is built without CUDA'
+            yield Finding(WARNING, problem, 'gpu', _install('--force-reinstall', TORCH))
         elif not facts.gpus:
-            yield Finding(False, 'there is an NVIDIA driver, but torch sees no GPU: this says why, if', 'nvidia-smi')
+            problem = 'not used: there is an NVIDIA driver, but torch finds no GPU; check that the driver lists one'
+            yield Finding(WARNING, problem, 'gpu', 'nvidia-smi')
     for gpu in facts.gpus:
         if not _runs_on(gpu.arch, facts.archs):
             yield Finding(
-                True,
-                f'{gpu.name} is {gpu.arch}, and this torch is built for {" ".join(facts.archs)}: '
-                'take another build of torch, or the CPU',
+                ERROR,
+                f'{gpu.name} ({gpu.arch}) is not supported by this torch, which is built for {" ".join(facts.archs)}; '
+                'use the CPU, or another build of torch',
+                'gpu',
                 'export CUDA_VISIBLE_DEVICES=',
             )
 
 
 def operators(facts: Facts) -> Iterator[Finding]:
-    # Without compiled operators mmplugin's take their place, on every device.
+    """Check that mmcv's operators work on every device."""
+    # Without compiled operators, mmplugin installs its own, which run on every device.
     name, version = (facts.stack or stack.ONEDL).pins['mmcv']
     uncompiled = f'MMCV_WITH_OPS=0 {PIP} install --force-reinstall --no-cache-dir --no-deps {name}=={version}'
     if 'mmcv.ops' in facts.errors:
-        yield Finding(True, f'mmcv has no operators: {facts.errors["mmcv.ops"]}', uncompiled)
+        yield Finding(ERROR, f'import mmcv.ops fails: {facts.errors["mmcv.ops"]}', 'operators', uncompiled)
     if failed := [probe for probe in facts.probes if probe.error]:
-        what = ', '.join(f'{probe.operator} on {probe.device}' for probe in failed)
-        problem = f"{what}: mmcv's {facts.operators} operator fails ({failed[0].error})"
-        yield Finding(True, problem, uncompiled)
+        names = ', '.join(f'{probe.operator} on {probe.device}' for probe in failed)
+        problem = f'{names} failed with {OPERATORS[facts.operators]}: {failed[0].error}'
+        yield Finding(ERROR, problem, 'operators', uncompiled)
 
 
 def imports(facts: Facts) -> Iterator[Finding]:
-    """Imports that fail for a reason no other rule names."""
-    if any(finding.broken for rule in RULES if rule is not imports for finding in rule(facts)):
+    """Report imports that fail, unless another rule found an error that explains them."""
+    if has_errors(finding for rule in RULES if rule is not imports for finding in rule(facts)):
         return
-    owners = {module: '=='.join(pin) for module, pin in facts.stack.pins.items()}
+    pins = facts.stack.pins if facts.stack else {}
+    owners = {module: '=='.join(pin) for module, pin in pins.items()}
     owners |= {'torch': TORCH, 'faster_coco_eval': 'faster-coco-eval', 'cv2': HEADLESS, 'yaml': 'PyYAML'}
-    special = {'mmplugin': 'make setup', 'torchvision': f'{PIP} uninstall -y torchvision'}  # nothing here needs it
+    special = {'mmplugin': 'make setup', 'torchvision': f'{PIP} uninstall -y torchvision'}  # torchvision is optional
     for module, error in facts.errors.items():
         lacking = re.search(r"No module named '(\w+)", error)
         culprit = lacking[1] if lacking and lacking[1] != 'mmplugin' else module
-        mend = _install('--force-reinstall', '--no-deps', owners.get(culprit, culprit))
-        yield Finding(True, f'import {module} fails: {error}', special.get(module, mend))
+        fix = _install('--force-reinstall', '--no-deps', owners.get(culprit, culprit))
+        yield Finding(ERROR, f'import fails: {error}', module, special.get(module, fix))
 
 
-RULES = (python_version, missing, doubled, mixed, opencv, versions, gpus, operators, imports)
+RULES = (
+    python_version,
+    torch_version,
+    missing_packages,
+    duplicate_packages,
+    mixed_stacks,
+    opencv,
+    stock_versions,
+    gpus,
+    operators,
+    imports,
+)
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """Turn ``2.13.0+cpu`` into ``(2, 13, 0)``; letters end it."""
+    """Turn ``2.13.0+cpu`` into ``(2, 13, 0)``, up to the first part that is not a number."""
     numbers = []
     for part in version.split('+')[0].split('.'):
         if not part.isdigit():
@@ -188,7 +211,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _runs_on(arch: str, archs: list[str]) -> bool:
-    """Tell whether code built for ``archs`` runs on ``arch``: same major and not newer, or any older PTX."""
+    """Return whether code built for ``archs`` runs on ``arch``: same major and not newer, or older PTX."""
 
     def number(name: str) -> int:
         return int(''.join(filter(str.isdigit, name)))

@@ -1,4 +1,4 @@
-"""Every known format converts with nothing left over, means the same, and comes back bit by bit."""
+"""Every supported format converts without a remainder, computes the same features, and converts back bit by bit."""
 
 import re
 
@@ -31,18 +31,18 @@ def load_strictly(result):
 
 
 @pytest.mark.parametrize('name', kit.FORMATS)
-def test_every_format_converts_and_comes_back_bit_by_bit(name):
+def test_every_format_converts_and_converts_back_bit_by_bit(name):
     source = kit.cheap(name)
     result = convert(source)
     assert (result.origin, result.backbone['arch']) == (origin_of(name), name.rsplit('_', 1)[1])
     load_strictly(result)
     assert len(source) == len(result.state_dict) + sum(result.dropped.values())
 
-    back, remarks = export(result, 'timm' if name.startswith('timm') else 'original')
+    back, notes = export(result, 'timm' if name.startswith('timm') else 'original')
     assert back.keys() == source.keys()
     resized = {key for key in source if 'evit' in result.family and re.match(r'(blocks3|stages\.2)\..*biases$', key)}
     assert len(result.resized) == len(resized)
-    assert bool(remarks) == bool(resized)
+    assert bool(notes) == bool(resized)
     for key, value in source.items():
         if key in resized:
             torch.testing.assert_close(back[key], value, rtol=1e-5, atol=1e-5)
@@ -52,7 +52,7 @@ def test_every_format_converts_and_comes_back_bit_by_bit(name):
 
 
 @pytest.mark.parametrize(('kind', 'name'), [(kind, name) for kind, found in kit.PROBES.items() for name in found])
-def test_features_equal_the_originals(kind, name):
+def test_features_equal_those_of_the_original_code(kind, name):
     result = convert(kit.measured(name))
     backbone = MODELS.build(result.backbone).eval()
     backbone.load_state_dict(result.state_dict, strict=True)
@@ -67,7 +67,7 @@ def test_features_equal_the_originals(kind, name):
             assert parity.worst_error(feature, probe) < 1e-4
 
 
-def test_dense_files_bring_their_bias():
+def test_dense_files_determine_attention_bias_and_grid():
     assert convert(kit.cheap('upstream-coco/efficientformer_l1')).backbone == {
         'type': 'EfficientFormer', 'arch': 'l1', 'attention_bias': 'upstream', 'bias_grid': 25, 'out_norm': True,
     }  # fmt: skip
@@ -76,7 +76,7 @@ def test_dense_files_bring_their_bias():
     }  # fmt: skip
 
 
-def test_windows_of_a_larger_pretraining_size():
+def test_bias_tables_of_smaller_windows_are_enlarged():
     """At 384 px the last stage has 6x6 windows; Microsoft's dense files have 7x7 already."""
     source = kit.cheap(SMALL[2])
     tables = [key for key, value in source.items() if key.endswith('biases') and value.shape[1] == 16]
@@ -90,20 +90,20 @@ def test_windows_of_a_larger_pretraining_size():
     assert torch.equal(result.state_dict['stages.2.blocks.0.mixer.attention_biases.table'], source[tables[0]])
 
 
-def test_a_finer_pretraining_grid_is_seen_in_the_tables():
+def test_a_finer_pretraining_grid_follows_from_the_tables():
     source = kit.cheap('timm/efficientformerv2_s0')
     for key in [key for key in source if key.endswith('attention_biases')]:
         source[key] = torch.rand(8, 576 if 'downsample' in key else 144)
     assert convert(source).backbone == {'type': 'EfficientFormerV2', 'arch': 's0', 'bias_grid': 12}
 
 
-def test_a_network_for_four_channels():
+def test_four_input_channels_follow_from_the_stem():
     source = kit.cheap('timm/efficientformer_l1')
     source['stem.conv1.weight'] = torch.rand(24, 4, 3, 3)
     assert load_strictly(convert(source)).in_channels == 4
 
 
-def test_the_source_stays_as_it_is():
+def test_the_source_is_not_changed():
     source = kit.cheap(SMALL[2])
     before = {key: value.clone() for key, value in source.items()}
     convert(source)
@@ -111,7 +111,7 @@ def test_the_source_stays_as_it_is():
 
 
 @pytest.mark.parametrize('name', SMALL)
-def test_ours_to_ours_changes_nothing(name):
+def test_converting_a_converted_file_changes_nothing(name):
     first = convert(kit.cheap(name))
     again = convert({'state_dict': first.state_dict, 'head': first.head, 'meta': {'backbone': first.backbone}})
     assert (again.backbone, again.origin) == (first.backbone, 'mmplugin')
@@ -119,13 +119,13 @@ def test_ours_to_ours_changes_nothing(name):
     assert equal(again.head, first.head)
 
 
-def test_ours_without_the_upper_stages():
+def test_missing_upper_stages_follow_from_the_keys():
     result = convert(kit.cheap(SMALL[1]))
     lower = {key: value for key, value in result.state_dict.items() if not key.startswith('stages.3.')}
     assert convert(lower).backbone == {**result.backbone, 'out_indices': (0, 1, 2)}
 
 
-def test_v1_without_second_head_and_without_any():
+def test_v1_converts_without_distillation_head_and_without_head():
     source = {key: value for key, value in kit.cheap('timm/efficientformer_l1').items() if 'head_dist' not in key}
     assert set(convert(source).head) == {'norm.weight', 'norm.bias', 'head.weight', 'head.bias'}
     source = {key: value for key, value in source.items() if not key.startswith(('head', 'norm'))}
@@ -142,13 +142,13 @@ def mmpretrain_l1():
         for i in range(first, first + pooling):
             keys += [f'network.{stage}.{i}.{layer}' for layer in ('mlp.fc1', 'mlp.norm1', 'mlp.fc2', 'mlp.norm2')]
             keys += [f'network.{stage}.{i}.ls{j}' for j in (1, 2)]
-    # After the last pooling block comes a layer that flattens: block 5 has attention.
+    # The last pooling block is followed by a flattening layer, so block 5 has attention.
     keys += [f'network.3.5.{layer}' for layer in ('norm1', 'token_mixer.qkv', 'token_mixer.proj', 'norm2')]
     keys += [f'network.3.5.{layer}' for layer in ('mlp.fc1', 'mlp.fc2', 'ls1', 'ls2')]
     return keys
 
 
-def test_mmpretrain():
+def test_mmpretrain_converts_to_the_same_weights_as_timm():
     source = kit.cheap('timm/efficientformer_l1')
     ours = convert(source)
     modules = {}
@@ -197,7 +197,7 @@ def position(name, order):
 
 
 class TestDamage:
-    """One change in a good file, and the message names it."""
+    """The error names the one change in an otherwise good file."""
 
     @pytest.fixture
     def source(self):
@@ -218,7 +218,7 @@ class TestDamage:
             convert(source)
 
     def test_a_dense_table_missing(self):
-        """Without its only dense table, V1's file must not pass for a classification one."""
+        """Without its only dense table, a dense file of V1 is not mistaken for a classification file."""
         source = kit.cheap('upstream-coco/efficientformer_l1')
         del source['network.6.4.token_mixer.attention_biases_seg']
         with pytest.raises(UserError, match=r'1 missing:\n *network\.6\.4\.token_mixer\.attention_biases_seg'):
@@ -242,7 +242,7 @@ class TestDamage:
             convert(source)
 
     def test_mixed_families(self, source):
-        with pytest.raises(UserError, match=r'(?s)recognised as .* unknown:'):
+        with pytest.raises(UserError, match=r'(?s)recognized as .* unknown:'):
             convert({**kit.cheap('official/efficientvit_m0'), **source})
 
     def test_all_problems_at_once_and_counted(self, source):
@@ -252,21 +252,21 @@ class TestDamage:
             convert(source)
 
     def test_another_network(self):
-        with pytest.raises(UserError, match=r'none of the known networks.*such as conv1.weight'):
+        with pytest.raises(UserError, match=r'not the weights of a supported network.*: conv1.weight'):
             convert({'conv1.weight': torch.zeros(64, 3, 7, 7), 'fc.weight': torch.zeros(1000, 512)})
-        with pytest.raises(UserError, match=r'none of the known networks.*none at all'):
+        with pytest.raises(UserError, match=r'not the weights of a supported network.*: none'):
             convert({})
 
     def test_arch_only_confirms(self, source):
         assert convert(source, 's0').backbone == convert(source, 'efficientformerv2_s0').backbone
         with pytest.raises(UserError, match=r'weights of EfficientFormerV2 s0 .original., not of s1'):
             convert(source, 's1')
-        with pytest.raises(UserError, match="no arch 's7'; allowed: l1, l3"):
+        with pytest.raises(UserError, match="unknown arch 's7'; allowed: l1, l3"):
             convert(source, 's7')
 
 
 class TestWrappers:
-    """What surrounds the weights in a file."""
+    """Wrappers and prefixes of the weights in a file."""
 
     @pytest.fixture
     def source(self):
@@ -278,7 +278,7 @@ class TestWrappers:
         assert equal(convert({'model': distributed}).state_dict, wanted)
         deep = {f'student.net.{key}': value for key, value in source.items()} | {'teacher.x': torch.zeros(1)}
         assert equal(convert(deep, prefix='student.net').state_dict, wanted)
-        with pytest.raises(UserError, match=r"no name starts with the prefix 'nets\."):
+        with pytest.raises(UserError, match=r"no key has the prefix 'nets\."):
             convert(deep, prefix='nets')
 
     def test_moving_average_only_when_asked(self, source):
@@ -294,7 +294,7 @@ class TestWrappers:
         assert convert({'state_dict': source, 'ema_state_dict': mmengine}, ema=True).backbone['arch'] == 'm0'
 
     def test_whole_detector(self, source):
-        """Microsoft's pyramid counts its output convolutions from the finest map, ours from the one made first."""
+        """Microsoft numbers the output convolutions from the finest map, mmplugin in the order of computation."""
         body = {f'backbone.{key}': value for key, value in source.items() if not key.startswith('head')}
         neck = {
             'neck.lateral_convs.0.conv.weight': 'neck.lateral_convs.0.conv.weight',
@@ -310,8 +310,8 @@ class TestWrappers:
         with pytest.raises(UserError, match=r'belong neither to the backbone.*backbones.stem'):
             convert({**body, 'backbones.stem': torch.zeros(1)})
 
-    def test_something_else(self, source):
-        with pytest.raises(UserError, match='1 entries are no tensors: lr'):
+    def test_an_entry_that_is_not_a_tensor(self, source):
+        with pytest.raises(UserError, match='1 entries are not tensors: lr'):
             convert({**source, 'lr': 0.1})
 
 
@@ -323,8 +323,8 @@ class TestWrappers:
         *(f'efficientvit_m{i}' for i in range(6)),
     ],
 )
-def test_timm_agrees(timm, name):
-    """Maps and logits equal timm's own; what is written back, timm loads strictly."""
+def test_features_and_logits_equal_those_of_timm(timm, name):
+    """timm also loads the exported weights strictly."""
     from mmplugin.convert.classifier import from_head
 
     model = timm.create_model(name).eval()
@@ -342,7 +342,7 @@ def test_timm_agrees(timm, name):
         torch.testing.assert_close(feature, want, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(classified, logits, rtol=1e-4, atol=1e-4)
 
-    # From the authors' names to ours to timm's: index tables come along where timm stores them.
+    # From the authors' format to timm's, which has index tables for some archs.
     official = export(result, 'original')[0]
     again = timm.create_model(name).eval()
     again.load_state_dict(export(convert(official), 'timm')[0], strict=True)
@@ -350,12 +350,12 @@ def test_timm_agrees(timm, name):
         torch.testing.assert_close(again(image), logits, rtol=1e-4, atol=1e-4)
 
 
-def test_no_way_back_where_there_is_none():
+def test_exports_that_are_not_possible_are_user_errors():
     dense = convert(kit.cheap('upstream-coco/efficientformerv2_s0'))
-    with pytest.raises(UserError, match='timm does not have'):
+    with pytest.raises(UserError, match='timm does not support'):
         export(dense, 'timm')
     headless = {key: value for key, value in kit.cheap('timm/efficientformer_l1').items() if 'head' not in key}
-    with pytest.raises(UserError, match='a classification head is needed there'):
+    with pytest.raises(UserError, match='no classification head, which this format requires'):
         export(convert(headless), 'timm')
     ours = convert({key: v for key, v in convert(headless).state_dict.items() if not key.startswith('stages.3')})
     with pytest.raises(UserError, match='stages or norms are missing'):

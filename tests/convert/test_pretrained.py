@@ -1,4 +1,4 @@
-"""``init_cfg=dict(type='Pretrained')`` loads everything, or stops before training."""
+"""``init_cfg=dict(type='Pretrained')`` loads all weights or raises an error."""
 
 import importlib
 from pathlib import Path
@@ -32,14 +32,14 @@ def build(arch, checkpoint=None, **arguments):
 
 
 @pytest.mark.parametrize(('short', 'arch', 'name'), [('v1', 'l1', V1), ('v2', 's0', V2), ('evit', 'm0', EVIT)])
-def test_published_file_as_it_is(saved, short, arch, name):
+def test_a_published_file_loads_without_conversion(saved, short, arch, name):
     backbone = build(arch, saved[short])
     backbone.init_weights()
     wanted = convert(kit.cheap(name)).state_dict
     assert all(torch.equal(value, wanted[key]) for key, value in backbone.state_dict().items())
 
 
-def test_the_report_is_one_line_in_the_log(saved, caplog):
+def test_the_log_has_one_line_with_all_counts(saved, caplog):
     line = load_pretrained(build('m0', out_indices=(0, 1)), saved['evit'])
     assert '\n' not in line
     for part in ('EfficientViTMSRA m0 from original', ' loaded', '3 bias tables enlarged', '7 classification head'):
@@ -48,28 +48,26 @@ def test_the_report_is_one_line_in_the_log(saved, caplog):
     assert 'of stages above out_indices' in line
 
 
-def test_only_the_stages_that_exist(saved):
+def test_weights_of_stages_that_do_not_exist_are_skipped(saved):
     backbone = build('s0', out_indices=(1, 2))
     load_pretrained(backbone, saved['v2'])
-    assert torch.equal(
-        backbone.stages[2].blocks[5].layer_scale_2, kit.cheap(V2)['network.4.5.layer_scale_2'].flatten()
-    )
+    assert torch.equal(backbone.stages[2].blocks[5].layer_scale_2, kit.cheap(V2)['network.4.5.layer_scale_2'].flatten())
 
 
-def test_norms_on_the_maps_are_new(saved):
+def test_norms_of_the_feature_maps_are_reported_as_new(saved):
     backbone = build('l1', out_norm=True)
     line = load_pretrained(backbone, saved['v1'])
     assert '8 new (out_norm)' in line
     assert torch.equal(backbone.out_norms['0'].weight, torch.ones(48))
 
 
-def test_dense_files_need_their_arguments(saved):
+def test_dense_files_require_matching_arguments(saved):
     with pytest.raises(UserError, match=r"attention_bias is 'offset'.*'upstream'.*bias_grid is 7.*out_norm is False"):
         load_pretrained(build('l1'), saved['dense'])
     backbone = build('l1', attention_bias='upstream', out_norm=True, out_indices=(2, 3))
     line = load_pretrained(backbone, saved['dense'])
     assert '4 norms of maps that are not returned' in line
-    with pytest.raises(UserError, match="attention_bias is 'upstream', but these tables were learned as 'offset'"):
+    with pytest.raises(UserError, match="attention_bias is 'upstream', but the weights were trained with 'offset'"):
         load_pretrained(backbone, saved['v1'])
 
 
@@ -78,11 +76,11 @@ def test_dense_files_need_their_arguments(saved):
     [
         ('l1', {}, 'v2', r"builds EfficientFormer 'l1', but .* of EfficientFormerV2 's0'.*Set backbone="),
         ('s1', {}, 'v2', r"EfficientFormerV2 's1', but .* EfficientFormerV2 's0'"),
-        ('s0', {'in_channels': 4}, 'v2', 'in_channels is 4, but the first convolution of these weights takes 3'),
-        ('s0', {'bias_grid': 12}, 'v2', 'bias_grid is 12, but these tables have 7'),
+        ('s0', {'in_channels': 4}, 'v2', 'in_channels is 4, but the weights are for 3'),
+        ('s0', {'bias_grid': 12}, 'v2', 'bias_grid is 12, but the weights have 7'),
     ],
 )
-def test_what_does_not_fit_changes_nothing(saved, arch, arguments, short, message):
+def test_weights_that_do_not_fit_change_nothing(saved, arch, arguments, short, message):
     backbone = build(arch, saved[short], **arguments)
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     with pytest.raises(UserError, match=message):
@@ -91,18 +89,18 @@ def test_what_does_not_fit_changes_nothing(saved, arch, arguments, short, messag
     assert not backbone.is_init
 
 
-def test_ours_upstream_tables_are_told_by_the_config(tmp_path):
-    """A detector that we trained has no note on its tables; the same config loads it, another grid does not."""
+def test_the_config_decides_how_tables_of_a_trained_model_are_used(tmp_path):
+    """A checkpoint trained with mmplugin does not say how its tables are used, but their grid must match."""
     trained = build('s0', attention_bias='upstream', bias_grid=16)
     weights = {f'backbone.{key}': value for key, value in trained.state_dict().items()}
     torch.save({'state_dict': {**weights, 'decode_head.conv_seg.bias': torch.rand(3)}}, tmp_path / 'epoch_1.pth')
     for bias in ('upstream', 'offset'):
         load_pretrained(build('s0', attention_bias=bias, bias_grid=16), tmp_path / 'epoch_1.pth')
-    with pytest.raises(UserError, match='bias_grid is 25, but these tables have 16'):
+    with pytest.raises(UserError, match='bias_grid is 25, but the weights have 16'):
         load_pretrained(build('s0', attention_bias='upstream'), tmp_path / 'epoch_1.pth')
 
 
-def test_missing_stages_of_our_own(tmp_path):
+def test_missing_stages_are_an_error(tmp_path):
     lower = build('m0', out_indices=(0, 1))
     torch.save(lower.state_dict(), tmp_path / 'lower.pth')
     load_pretrained(build('m0', out_indices=(0,)), tmp_path / 'lower.pth')
@@ -110,7 +108,7 @@ def test_missing_stages_of_our_own(tmp_path):
         load_pretrained(build('m0'), tmp_path / 'lower.pth')
 
 
-def test_a_network_of_ones_own(tmp_path):
+def test_a_custom_arch_loads(tmp_path):
     arch = dict(widths=(32, 48, 64), depths=(1, 1, 1), heads=(2, 2, 2), kernels=(3, 3))
     own = MODELS.build(dict(type='EfficientViTMSRA', arch=arch))
     torch.save(own.state_dict(), tmp_path / 'own.pth')
@@ -119,23 +117,10 @@ def test_a_network_of_ones_own(tmp_path):
     assert torch.equal(again.stem[0].conv.weight, own.stem[0].conv.weight)
 
 
-def test_addresses(saved, monkeypatch, tmp_path):
-    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
-    monkeypatch.setattr(
-        torch.hub,
-        'download_url_to_file',
-        lambda url, path: torch.save(torch.load(saved['evit'], weights_only=True), path),
-    )
-    load_pretrained(build('m0'), 'https://example.org/releases/m0.pth?download=1')
-    assert (tmp_path / 'checkpoints' / 'm0.pth').exists()
-    with pytest.raises(UserError, match='cannot open s3://; download the file'):
-        load_pretrained(build('m0'), 's3://bucket/m0.pth')
-
-
 @pytest.mark.parametrize(
     ('library', 'name'), [('mmdet', 'detection/retinanet_evit_m0.py'), ('mmseg', 'segmentation/semfpn_evit_m0.py')]
 )
-def test_inside_a_detector_and_a_segmentor(saved, library, name):
+def test_a_detector_and_a_segmentor_load_pretrained_weights(saved, library, name):
     pytest.importorskip(library)
     register = importlib.import_module(f'{library}.utils').register_all_modules
     config = Config.fromfile(Path(__file__).parents[2] / 'configs' / name)

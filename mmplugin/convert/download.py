@@ -1,0 +1,54 @@
+"""Download of checkpoints: once per URL, complete or not at all, and in step with the other processes."""
+
+import hashlib
+import os
+import shutil
+from http.client import HTTPException
+from pathlib import Path
+from urllib.parse import urlparse
+from urllib.request import Request, urlopen
+
+import torch
+from mmengine.dist import all_gather_object, is_main_process
+from rich.console import Console
+from rich.progress import wrap_file
+
+from mmplugin.errors import UserError
+from mmplugin.files import atomic_write
+
+
+def cached_download(url: str) -> Path:
+    """Return the local path of ``url``, and download it first if needed.
+
+    In distributed training all processes must call this. If the download fails, all of them raise the same error.
+    """
+    path = cache_path(url)
+    # Rank 0 downloads. The first process of another node downloads again only if its node has a file system of its own.
+    for downloads in (is_main_process(), os.environ.get('LOCAL_RANK', '0') == '0'):
+        error = _try_download(url, path) if downloads and not path.exists() else None
+        # Without this exchange, the other processes would wait for a failed one until they time out.
+        if errors := [error for error in all_gather_object(error) if error]:
+            raise UserError(f'download failed ({errors[0]}); download the file yourself and use its path')
+    return path
+
+
+def cache_path(url: str) -> Path:
+    """Return where ``url`` is cached: a readable name, and a hash, because many URLs end in ``model.safetensors``."""
+    name = Path(urlparse(url).path)
+    digest = hashlib.sha256(url.encode()).hexdigest()[:12]
+    return Path(torch.hub.get_dir()) / 'checkpoints' / f'{name.stem}-{digest}{name.suffix}'
+
+
+def _try_download(url: str, path: Path) -> str | None:
+    """Download to a temporary file and rename it. Return the error message if that fails."""
+    try:
+        with urlopen(Request(url, headers={'User-Agent': 'mmplugin'})) as response, atomic_write(path) as draft:
+            size = int(response.headers.get('Content-Length') or 0)
+            progress = wrap_file(response, size, description=f'Downloading {path.name}', console=Console(stderr=True))
+            with progress as source, draft.open('wb') as file:
+                shutil.copyfileobj(source, file)
+            if draft.stat().st_size < size:
+                raise OSError(f'the connection was closed after {draft.stat().st_size:,} of {size:,} bytes')
+    except (OSError, ValueError, HTTPException) as error:
+        return str(error) or type(error).__name__
+    return None
