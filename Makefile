@@ -1,22 +1,26 @@
-# `make help` lists the targets. Nothing is needed but Python 3.11 (or 3.10, 3.12: make PYTHON=python3.12 ...).
+# `make help` lists the targets. The only requirement is Python 3.11 (3.10 and 3.12: make PYTHON=python3.12 ...).
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 VENV_STOCK := .venv-stock
+VENV_DOCS := .venv-docs
 PYTEST := python -m pytest -q
+COVERAGE := --cov --cov-report=term
 WORK := work_dirs/demo
+# The CUDA tests run in the active environment where it has torch, which is how a GPU machine is usually set up.
+GPU_PYTHON ?= $(shell python3 -c 'import torch, pytest' 2>/dev/null && echo python3 || echo $(VENV)/bin/python)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-seg test test-all test-stock lint wheel clean
+.PHONY: help setup demo demo-seg test test-all test-stock test-gpu coverage lint format docs wheel clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
 
-# A stamp holds the hash of the files that decide what is installed: unchanged, set-up costs nothing.
+# Each environment has a stamp: the checksum of the files that decide what is installed. Nothing is done while it holds.
 # $(call setup_env,FOLDER,CONSTRAINTS)
 define setup_env
-	@want=$$(cat $(2) setup.py Makefile | cksum); \
+	@want=$$(cat $(2) pyproject.toml setup.py Makefile | cksum); \
 	if [ "$$(cat $(1)/.stamp 2>/dev/null)" != "$$want" ]; then \
-	    set -e; echo "Setting up $(1), once"; \
+	    set -e; echo "Setting up $(1); the next call skips this"; \
 	    [ -x $(1)/bin/python ] && $(1)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(1); \
 	    pip="$(1)/bin/python -m pip install --quiet --disable-pip-version-check"; \
 	    $$pip torch==2.13.0 -c $(2); \
@@ -27,36 +31,59 @@ define setup_env
 	fi
 endef
 
-setup:  ## make .venv with everything (OneDL stack)
+setup:  ## create .venv with everything that development needs (OneDL stack)
 	$(call setup_env,$(VENV),constraints.txt)
 
 demo: setup  ## train and evaluate Mask R-CNN on the built-in mini set
 	$(VENV)/bin/python tools/train.py configs/detection/maskrcnn_v2_s2.py --mini --work-dir $(WORK)/detection
 	@echo "The report: $(CURDIR)/$(WORK)/detection/report.html"
 
-demo-seg: setup  ## the same for Semantic FPN
+demo-seg: setup  ## train and evaluate Semantic FPN on the built-in mini set
 	$(VENV)/bin/python tools/train.py configs/segmentation/semfpn_v2_s2.py --mini --work-dir $(WORK)/segmentation
 	@echo "The report: $(CURDIR)/$(WORK)/segmentation/report.html"
 
-test: setup  ## all tests but the slow ones
-	$(VENV)/bin/$(PYTEST) -m "not slow"
+test: setup  ## run the tests, except the slow ones, and print the coverage
+	$(VENV)/bin/$(PYTEST) -m "not slow" $(COVERAGE)
 
-test-all: setup  ## all tests, minutes more
+test-all: setup  ## run all tests, the slow ones too
 	$(VENV)/bin/$(PYTEST)
 
-test-stock:  ## the tests on OpenMMLab's own last releases, in .venv-stock
+test-stock:  ## run the tests with OpenMMLab's own last releases, in .venv-stock
 	$(call setup_env,$(VENV_STOCK),constraints-stock.txt)
 	$(VENV_STOCK)/bin/$(PYTEST) -m "not slow"
 
-lint: setup  ## ruff
-	$(VENV)/bin/python -m ruff check .
+test-gpu:  ## run the CUDA tests in the active environment; without a GPU they are skipped
+	$(GPU_PYTHON) -m pytest -q -m gpu tests/gpu
 
-wheel: setup  ## dist/mmplugin-*.whl, with configs and tools inside
-	rm -rf build mmplugin.egg-info
+coverage: setup  ## run the tests with branch coverage and write htmlcov/index.html
+	$(VENV)/bin/$(PYTEST) -m "not slow" --cov --cov-branch --cov-report=term --cov-report=html
+
+lint: setup  ## check style, format and types (ruff, mypy)
+	$(VENV)/bin/python -m ruff check .
+	$(VENV)/bin/python -m ruff format --check .
+	$(VENV)/bin/python -m mypy
+
+format: setup  ## fix style and format (ruff)
+	$(VENV)/bin/python -m ruff check --fix .
+	$(VENV)/bin/python -m ruff format .
+
+docs:  ## build the documentation site in site/, in .venv-docs
+	@want=$$(cat constraints-docs.txt | cksum); \
+	if [ "$$(cat $(VENV_DOCS)/.stamp 2>/dev/null)" != "$$want" ]; then \
+	    set -e; echo "Setting up $(VENV_DOCS); the next call skips this"; \
+	    $(PYTHON) -m venv --clear $(VENV_DOCS); \
+	    $(VENV_DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r constraints-docs.txt; \
+	    echo "$$want" > $(VENV_DOCS)/.stamp; \
+	fi
+	$(VENV_DOCS)/bin/python -m mkdocs build --strict
+
+wheel: setup  ## build dist/mmplugin-*.whl, with configs and tools inside
+	rm -rf build dist mmplugin.egg-info
 	$(VENV)/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation -w dist .
 	rm -rf build
 	@ls dist/*.whl
 
-clean:  ## remove both environments and everything that was built
-	rm -rf $(VENV) $(VENV_STOCK) build dist work_dirs *.egg-info .pytest_cache .ruff_cache
+clean:  ## remove the environments and everything that was built
+	rm -rf $(VENV) $(VENV_STOCK) $(VENV_DOCS) build dist site htmlcov .coverage work_dirs *.egg-info
+	rm -rf .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
