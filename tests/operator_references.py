@@ -1,7 +1,7 @@
-"""The operators once more, from their definitions: float64, one number at a time, no thought for speed.
+"""Slow references of the operators, written from their definitions in float64, one number at a time.
 
-The tests and the report compare with these. Forward in plain numbers; gradients come from autograd where a reference
-works on tensors element by element (RoIAlign, deformable convolution, focal loss).
+The tests and ``docs/operators.md`` compare with these. RoIAlign, RoIPool, the focal losses and deformable convolution
+work on tensor elements, so autograd gives their gradients.
 """
 
 import math
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def iou(a: list[float], b: list[float], offset: int) -> float:
-    """nan where there is no area to divide by."""
+    """IoU of two boxes, NaN if their union has no area."""
     width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]) + offset)
     height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]) + offset)
     union = sum((x2 - x1 + offset) * (y2 - y1 + offset) for x1, y1, x2, y2 in (a, b)) - width * height
@@ -19,6 +19,7 @@ def iou(a: list[float], b: list[float], offset: int) -> float:
 
 
 def nms(boxes: Tensor, scores: Tensor, threshold: float, offset: int = 0) -> list[int]:
+    """Indices of the kept boxes, best first."""
     boxes, scores = boxes.double().tolist(), scores.double().tolist()
     kept: list[int] = []
     for i in sorted(range(len(boxes)), key=lambda i: -scores[i]):  # sorted() is stable: ties by index
@@ -28,6 +29,7 @@ def nms(boxes: Tensor, scores: Tensor, threshold: float, offset: int = 0) -> lis
 
 
 def nms_match(dets: Tensor, threshold: float) -> list[list[int]]:
+    """Indices of each kept box and the boxes that it suppresses, best first."""
     rows = dets.double().tolist()
     groups: list[list[int]] = []
     for i in sorted(range(len(rows)), key=lambda i: -rows[i][4]):
@@ -42,7 +44,7 @@ def nms_match(dets: Tensor, threshold: float) -> list[list[int]]:
 def soft_nms(
     boxes: Tensor, scores: Tensor, threshold: float, sigma: float, min_score: float, method: str, offset: int = 0
 ) -> tuple[list[float], list[int]]:
-    """Scores and indices in the order picked. No two scores may be equal."""
+    """Scores and indices in the order of selection. All scores must differ."""
     boxes, left = boxes.double().tolist(), dict(enumerate(scores.double().tolist()))
     picked_scores, picked = [], []
     while left:
@@ -61,7 +63,7 @@ def soft_nms(
 
 
 def _bilinear(plane: Tensor, y: float, x: float) -> Tensor:
-    """plane (C, H, W) at a point, clamped to it; zero beyond one pixel outside."""
+    """Value of plane (C, H, W) at a point clamped to the plane; zero more than one pixel outside."""
     height, width = plane.shape[1:]
     if not (-1 <= y <= height and -1 <= x <= width):
         return plane.new_zeros(len(plane))
@@ -76,7 +78,7 @@ def _bilinear(plane: Tensor, y: float, x: float) -> Tensor:
 def roi_align(
     x: Tensor, rois: Tensor, size: tuple[int, int], scale: float, ratio: int, mode: str, aligned: bool
 ) -> Tensor:
-    """x in float64, differentiable; (N, C, *size)."""
+    """Pooled features (N, C, *size); differentiable by x in float64."""
     output = []
     for image, *box in rois.double().tolist():
         x1, y1, x2, y2 = (value * scale - (0.5 if aligned else 0) for value in box)
@@ -102,6 +104,7 @@ def roi_align(
 
 
 def roi_pool(x: Tensor, rois: Tensor, size: tuple[int, int], scale: float) -> Tensor:
+    """Pooled features (N, C, *size); differentiable by x in float64."""
     height, width = x.shape[2:]
     output = []
     for image, *box in rois.double().tolist():
@@ -121,7 +124,7 @@ def roi_pool(x: Tensor, rois: Tensor, size: tuple[int, int], scale: float) -> Te
 
 
 def sigmoid_focal_loss(x: Tensor, target: Tensor, gamma: float, alpha: float, weight: Tensor | None) -> Tensor:
-    """Sum over all elements; x in float64."""
+    """Sum over all elements; differentiable by x in float64."""
     total = x.new_zeros(())
     for row, label in zip(x, target.tolist(), strict=True):
         for k, logit in enumerate(row):
@@ -132,6 +135,7 @@ def sigmoid_focal_loss(x: Tensor, target: Tensor, gamma: float, alpha: float, we
 
 
 def softmax_focal_loss(x: Tensor, target: Tensor, gamma: float, alpha: float, weight: Tensor | None) -> Tensor:
+    """Sum over all rows; differentiable by x in float64."""
     total = x.new_zeros(())
     for row, label in zip(x, target.tolist(), strict=True):
         if 0 <= label < len(row):
@@ -151,7 +155,7 @@ def deform_conv2d(
     groups: int,
     deform_groups: int,
 ) -> Tensor:
-    """Everything in float64, differentiable by every tensor; zero outside the image, interpolated towards it."""
+    """Output (B, O, h, w), differentiable by every tensor in float64; outside the image all pixels are zero."""
     channels, height, width = x.shape[1:]
     out_channels, group_channels, kernel_h, kernel_w = weight.shape
     out_h, out_w = offset.shape[2:]
@@ -168,11 +172,11 @@ def deform_conv2d(
                             u, v = divmod(tap, kernel_w)
                             y = i * stride[0] - padding[0] + u * dilation[0] + offset[b, 2 * at, i, j]
                             z = j * stride[1] - padding[1] + v * dilation[1] + offset[b, 2 * at + 1, i, j]
-                            row, column = math.floor(y), math.floor(z)
+                            row, column = math.floor(y.detach()), math.floor(z.detach())
                             value = x.new_zeros(())
                             for r in (row, row + 1):
                                 for s in (column, column + 1):
-                                    # A point one pixel outside or more is nothing, so exactly there the slope is 0.
+                                    # One pixel or more outside the value is 0, and exactly there the slope too.
                                     if -1 < y < height and -1 < z < width and 0 <= r < height and 0 <= s < width:
                                         near_y = y - row if r > row else 1 - (y - row)
                                         near_x = z - column if s > column else 1 - (z - column)

@@ -1,7 +1,7 @@
-"""The operators of `mmcv.ops` that detection and segmentation call, in plain PyTorch: nothing to compile.
+"""The operators of ``mmcv.ops`` that detection and segmentation use, in plain PyTorch: nothing to compile.
 
-`import mmplugin` installs them as a stand-in for `mmcv._ext` where mmcv brings no compiled one; models keep using
-`mmcv.ops`. The functions here are the same operators without mmcv.
+``import mmplugin`` installs them in place of ``mmcv._ext`` if mmcv has no compiled operators; models keep using
+``mmcv.ops``. The functions of this module are the same operators without mmcv.
 """
 
 import importlib
@@ -24,7 +24,7 @@ __all__ = ['backend', 'install', *_FUNCTIONS]
 
 
 def __getattr__(name: str):
-    # Read on first use: the operators cost nothing where they are not called.
+    # Imported on first use, so that ``import mmplugin`` stays fast.
     if name not in _FUNCTIONS:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     return getattr(importlib.import_module(f'{__name__}.functions'), name)

@@ -1,10 +1,11 @@
-"""Deformable convolution, image by image: gather the columns, then one matrix product.
+"""Deformable convolution, image by image: gather the columns, then multiply the matrices.
 
-Not on `grid_sample`: its coordinates run from -1 to 1, and the way there and back moves whole numbers by a bit. Offsets
-start at zero, where bilinear sampling has a kink: the gradient would take one side or the other by chance. mmcv takes
-the right side, and so does this.
+``grid_sample`` is not used: its coordinates are -1 to 1, and converting whole pixels to them and back has rounding
+errors. Offsets start at zero, where bilinear sampling has a kink, so the rounding would decide from which side the
+gradient is taken. mmcv takes the right side, and so does this implementation.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,16 +15,18 @@ from .weighted_sums import Taps, compute_dtype, transpose, weighted_sum
 
 
 class Geometry(NamedTuple):
-    """Pairs are (y, x)."""
+    """Settings of the convolution, in the order in which the operators take them; pairs are (y, x)."""
 
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
+    stride: Sequence[int]
+    padding: Sequence[int]
+    dilation: Sequence[int]
     groups: int
     deform_groups: int
 
 
 class Gradients(NamedTuple):
+    """Gradients of all inputs but the bias."""
+
     x: Tensor
     offset: Tensor
     mask: Tensor | None
@@ -31,6 +34,7 @@ class Gradients(NamedTuple):
 
 
 def output_size(x: Tensor, weight: Tensor, geometry: Geometry) -> tuple[int, int]:
+    """Return the height and width of the output."""
     stride, padding, dilation = geometry[:3]
     height, width = (
         (x.shape[i + 2] + 2 * padding[i] - dilation[i] * (weight.shape[i + 2] - 1) - 1) // stride[i] + 1 for i in (0, 1)
@@ -39,16 +43,16 @@ def output_size(x: Tensor, weight: Tensor, geometry: Geometry) -> tuple[int, int
 
 
 class _Samples(NamedTuple):
-    """The four neighbours of every sampled point of one image; rows are (deform group, kernel tap, output pixel)."""
+    """Four neighbors of every sampled point of one image; rows are (deform group, kernel tap, output pixel)."""
 
     index: Tensor  # (rows, 4)
     weight: Tensor  # (rows, 4), without the mask
     by_y: Tensor  # (rows, 4), derivative of weight
-    by_x: Tensor
+    by_x: Tensor  # (rows, 4)
 
 
 def _samples(offset: Tensor, size: tuple[int, int], kernel: tuple[int, int], geometry: Geometry) -> _Samples:
-    """offset: (deform_groups * taps * 2, h, w)."""
+    """Return where ``offset`` (deform_groups * taps * 2, h, w) samples an image of ``size``."""
     height, width = size
     out_h, out_w = offset.shape[-2:]
     offset = offset.view(geometry.deform_groups, kernel[0] * kernel[1], 2, out_h, out_w)
@@ -80,12 +84,12 @@ def _samples(offset: Tensor, size: tuple[int, int], kernel: tuple[int, int], geo
 
 
 def _pixels(x: Tensor, deform_groups: int) -> Tensor:
-    """(C, H, W) -> (deform_groups * H * W, channels of a deform group)."""
+    """Return x (C, H, W) as (deform_groups * H * W, channels of a deform group)."""
     return x.view(deform_groups, -1, x.shape[1] * x.shape[2]).transpose(1, 2).contiguous().flatten(0, 1)
 
 
 def _columns(pixels: Tensor, samples: _Samples, weight: Tensor, deform_groups: int, groups: int, taps: int) -> Tensor:
-    """(groups, channels of a group * taps, output pixels)."""
+    """Return the matrix to multiply with the kernels, (groups, channels of a group * taps, output pixels)."""
     start = torch.arange(0, samples.index.numel(), 4, device=pixels.device)
     rows = weighted_sum(pixels, samples.index.flatten(), start, weight.flatten())
     rows = rows.view(deform_groups, taps, -1, rows.shape[1]).permute(0, 3, 1, 2)  # group, channel, tap, pixel
@@ -95,7 +99,7 @@ def _columns(pixels: Tensor, samples: _Samples, weight: Tensor, deform_groups: i
 def forward(
     x: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None, geometry: Geometry
 ) -> Tensor:
-    """(B, O, h, w), in x's type. The mask multiplies each sample; without one this is the first deformable form."""
+    """Return the output (B, O, h, w), in the dtype of x; with a mask, the modulated form."""
     out_h, out_w = output_size(x, weight, geometry)
     dtype = compute_dtype(x)
     out_channels, _, *kernel = weight.shape
@@ -114,7 +118,7 @@ def forward(
 def backward(
     grad: Tensor, x: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, geometry: Geometry
 ) -> Gradients:
-    """All gradients but the bias's, which is the sum of grad."""
+    """Return all gradients but that of the bias, which is the sum of ``grad``."""
     dtype = compute_dtype(x)
     out_channels, _, *kernel = weight.shape
     groups, deform_groups, taps = geometry.groups, geometry.deform_groups, kernel[0] * kernel[1]
@@ -133,7 +137,7 @@ def backward(
         grad_kernels += image_grad @ columns.transpose(1, 2)
 
         rows = (kernels.transpose(1, 2) @ image_grad).view(deform_groups, -1, taps, image_grad.shape[2])
-        rows = rows.permute(0, 2, 3, 1).reshape(len(scale), -1)  # like the rows that `_columns` gathers
+        rows = rows.permute(0, 2, 3, 1).reshape(len(scale), -1)  # as the rows that `_columns` gathers
         start = torch.arange(0, scale.numel(), 4, dtype=torch.int32, device=x.device)
         back = transpose(Taps(samples.index.flatten().int(), scale.flatten(), start), len(scale), len(pixels))
         pixel_grad = weighted_sum(rows, back.index, back.start, back.weight)

@@ -1,4 +1,4 @@
-"""The stand-in for `mmcv._ext`, put in place only where mmcv brings no compiled one."""
+"""The stand-in for ``mmcv._ext``, installed only if mmcv has no compiled operators."""
 
 import importlib
 import importlib.abc
@@ -8,20 +8,21 @@ import sys
 from functools import lru_cache
 from pathlib import Path
 from types import FunctionType, ModuleType
+from typing import Any
 
-from ..errors import UserError
+from mmplugin.errors import UserError
 
 NAME = 'mmcv._ext'
-HOW_TO_GET = (
-    'Get the compiled operators: `pip install --no-build-isolation onedl-mmcv` with a C++ compiler (about 15 minutes '
-    'on two cores; CUDA kernels need nvcc too), or the `mmcv` wheel built for your torch and CUDA.'
+HOW_TO_COMPILE = (
+    'To compile the operators of mmcv, run `pip install --no-build-isolation onedl-mmcv` with a C++ compiler (about 15 '
+    'minutes on two cores; CUDA kernels also need nvcc), or install the `mmcv` wheel for your torch and CUDA.'
 )
 
 
 def _missing(name: str) -> FunctionType:
     def missing(*args, **kwargs):
         raise UserError(
-            f'The operator {name!r} of mmcv is not compiled here, and mmplugin.ops has no stand-in for it. {HOW_TO_GET}'
+            f'The operator {name!r} of mmcv is not compiled, and mmplugin.ops does not implement it. {HOW_TO_COMPILE}'
         )
 
     missing.__name__ = missing.__qualname__ = name
@@ -29,20 +30,21 @@ def _missing(name: str) -> FunctionType:
 
 
 class _Loader(importlib.abc.Loader):
-    """Present so that `mmcv.utils.ext_loader.check_ops_exist` finds what import finds."""
+    """Lets ``mmcv.utils.ext_loader.check_ops_exist`` find the module."""
 
-    def create_module(self, spec):
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
+        """Create the stand-in."""
         return StandIn(spec.name)
 
-    def exec_module(self, module):
-        pass
+    def exec_module(self, module: ModuleType) -> None:
+        """Do nothing: the stand-in needs no initialization."""
 
 
 class StandIn(ModuleType):
-    """`mmcv._ext` in torch. Reads its functions on first use: `import mmplugin` pays for none of them."""
+    """``mmcv._ext`` in torch; its functions are imported on first use, so that ``import mmplugin`` stays fast."""
 
     def __init__(self, name: str):
-        super().__init__(name, 'Stand-in for the compiled operators of mmcv: see mmplugin.ops.')
+        super().__init__(name, 'Stand-in for the compiled operators of mmcv, see mmplugin.ops.')
         self.__spec__ = importlib.machinery.ModuleSpec(name, _Loader(), origin='mmplugin.ops')
         self.__loader__ = self.__spec__.loader
 
@@ -58,7 +60,7 @@ class StandIn(ModuleType):
 
 
 def compiled_exists() -> bool:
-    """Whether mmcv brings compiled operators; mmcv is looked at, not imported."""
+    """Return whether mmcv has compiled operators, without importing mmcv."""
     if NAME in sys.modules:
         return not isinstance(sys.modules[NAME], StandIn)
     spec = importlib.util.find_spec('mmcv')
@@ -68,22 +70,22 @@ def compiled_exists() -> bool:
 
 
 def install() -> None:
-    """Put the stand-in in place where there is no compiled `mmcv._ext`; called by `import mmplugin`."""
+    """Install the stand-in if there is no compiled ``mmcv._ext``; ``import mmplugin`` calls this."""
     if NAME in sys.modules or compiled_exists():
         return
     sys.modules[NAME] = StandIn(NAME)
     backend.cache_clear()
-    _mend_guards()
+    _replace_fallbacks()
 
 
-def _is_fallback(found) -> bool:
-    """OneDL's guard: where `from mmcv.ops import X` fails, X becomes a function or class that raises."""
+def _is_fallback(found: Any) -> bool:
+    """Return whether this is OneDL's fallback: if ``from mmcv.ops import X`` fails, X is a function that raises."""
     code = getattr(found.__init__ if isinstance(found, type) else found, '__code__', None)
     return code is not None and any('requires mmcv to be compiled' in str(const) for const in code.co_consts)
 
 
-def _mend_guards() -> None:
-    """Modules imported before mmplugin hold such fallbacks: give them the operators they asked for."""
+def _replace_fallbacks() -> None:
+    """Replace the fallbacks in modules that were imported before mmplugin by the operators."""
     for module in list(sys.modules.values()):
         if not getattr(module, '__name__', '').startswith(('mmdet.', 'mmseg.', 'mmcv.', 'mmpretrain.')):
             continue
@@ -96,7 +98,7 @@ def _mend_guards() -> None:
 
 @lru_cache(maxsize=1)
 def backend() -> str:
-    """Which operators are at work: 'compiled', 'torchvision' (on a GPU, where it imports) or 'torch'."""
+    """Return which operators run: ``compiled``, ``torchvision`` (on a GPU, if it can be imported) or ``torch``."""
     if compiled_exists():
         return 'compiled'
     import torch
@@ -108,3 +110,10 @@ def backend() -> str:
             return 'torch'
         return 'torchvision'
     return 'torch'
+
+
+def torchvision_operators(x: Any) -> Any:
+    """Return torchvision's operators if they are to run on ``x``, else None; on a CPU they are no faster."""
+    import torch
+
+    return torch.ops.torchvision if x.is_cuda and backend() == 'torchvision' else None

@@ -1,8 +1,8 @@
 """Sigmoid and softmax focal loss, element by element, and their gradients.
 
-Written with log-sigmoid where mmcv's kernel takes log(max(p, FLT_MIN)): the same function, without the loss of
-digits near p = 1 and the cut at 87. Rows with a label outside the classes are background: every class is a negative
-one (sigmoid), or the row counts nothing (softmax); their class weight is 1.
+The sigmoid loss uses ``logsigmoid`` instead of the ``log(max(p, FLT_MIN))`` of mmcv's kernel: the same function, but
+exact near p = 1 and not clipped at 87. A label outside the classes means background: all classes are negative
+(sigmoid), or the loss is 0 (softmax), and the class weight is 1.
 """
 
 import torch
@@ -24,7 +24,7 @@ def _positive(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def sigmoid_loss(logits: Tensor, target: Tensor, weight: Tensor, gamma: float, alpha: float) -> Tensor:
-    """(N, classes), in the logits' type."""
+    """Return the loss of each element, (N, classes), in the dtype of the logits."""
     x = logits.to(compute_dtype(logits))
     p = x.sigmoid()
     positive = -alpha * (1 - p).pow(gamma) * logsigmoid(x)
@@ -35,7 +35,7 @@ def sigmoid_loss(logits: Tensor, target: Tensor, weight: Tensor, gamma: float, a
 
 
 def sigmoid_grad(logits: Tensor, target: Tensor, weight: Tensor, gamma: float, alpha: float) -> Tensor:
-    """Derivative of each element of `sigmoid_loss` by its logit."""
+    """Return the derivative of each element of ``sigmoid_loss`` by its logit."""
     x = logits.to(compute_dtype(logits))
     p, q = x.sigmoid(), (-x).sigmoid()
     positive = -alpha * q.pow(gamma) * (q - gamma * p * logsigmoid(x))
@@ -45,26 +45,26 @@ def sigmoid_grad(logits: Tensor, target: Tensor, weight: Tensor, gamma: float, a
     return (grad if scale is None else grad * scale[:, None]).to(logits.dtype)
 
 
-def _own_class(softmax: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """The probability of each row's label, and which rows have one."""
+def _label_probability(softmax: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the probability of each row's label, and which rows have a label that is a class."""
     known = (target >= 0) & (target < softmax.shape[1])
     p = softmax.to(compute_dtype(softmax)).gather(1, target.clamp(0, softmax.shape[1] - 1)[:, None])[:, 0]
     return p, known
 
 
 def softmax_loss(softmax: Tensor, target: Tensor, weight: Tensor, gamma: float, alpha: float) -> Tensor:
-    """(N,), from probabilities."""
-    p, known = _own_class(softmax, target)
+    """Return the loss of each row, (N,), from probabilities (N, classes)."""
+    p, known = _label_probability(softmax, target)
     loss = -alpha * (1 - p).pow(gamma) * p.clamp(min=torch.finfo(torch.float32).tiny).log()
     scale = _class_weight(weight, target, softmax.shape[1])
     return (torch.where(known, loss, 0.0) if scale is None else torch.where(known, loss * scale, 0.0)).to(softmax.dtype)
 
 
 def softmax_grad(softmax: Tensor, target: Tensor, weight: Tensor, gamma: float, alpha: float) -> Tensor:
-    """Derivative of each row of `softmax_loss` by its logits, (N, classes)."""
-    p, known = _own_class(softmax, target)
+    """Return the derivative of each row of ``softmax_loss`` by its logits, (N, classes)."""
+    p, known = _label_probability(softmax, target)
     log = p.clamp(min=torch.finfo(torch.float32).tiny).log()
-    # (1 - p)^(gamma - 1) has no value at p = 1 for gamma < 1; the term itself goes to zero there.
+    # At p = 1 and gamma < 1 the power is infinite, but the limit of the product is 0.
     slope = torch.where(p < 1, gamma * (1 - p).pow(gamma - 1) * p * log, 0.0)
     row = alpha * (slope - (1 - p).pow(gamma))
     scale = _class_weight(weight, target, softmax.shape[1])

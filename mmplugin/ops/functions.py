@@ -1,18 +1,21 @@
-"""The operators as functions, with the arguments and answers of the same names in `mmcv.ops`. They need no mmcv."""
+"""The operators as functions with the arguments and results of those in ``mmcv.ops``, without mmcv."""
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 from torch.nn.modules.utils import _pair
 
-from ..errors import UserError
+from mmplugin.errors import UserError
+
 from . import focal, library, suppress
 
 SOFT_METHODS = {'naive': 0, 'linear': 1, 'gaussian': 2}
 
 
-def _choice(what: str, value: str, allowed) -> str:
+def _choice(name: str, value: str, allowed: Iterable[str]) -> str:
     if value not in allowed:
-        raise UserError(f'{what} is {value!r}; allowed are {", ".join(map(repr, allowed))}.')
+        raise UserError(f'{name} is {value!r}; allowed are {", ".join(map(repr, allowed))}.')
     return value
 
 
@@ -24,10 +27,10 @@ def nms(
     score_threshold: float = 0.0,
     max_num: int = -1,
 ) -> tuple[Tensor, Tensor]:
-    """Keep the boxes that no better one overlaps by more than the threshold.
+    """Keep the boxes that no better box overlaps by more than the threshold.
 
     Returns:
-        dets (k, 5), best first, and their indices.
+        dets (k, 5), best first, and their indices (k,).
     """
     if score_threshold > 0:
         candidates = (scores > score_threshold).nonzero()[:, 0]
@@ -47,31 +50,35 @@ def soft_nms(
     method: str = 'linear',
     offset: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Lower the scores of overlapping boxes; dets (k, 5) with the new scores, and their indices."""
+    """Lower the scores of overlapping boxes.
+
+    Returns:
+        dets (k, 5) with the new scores, best first, and their indices (k,).
+    """
     number = SOFT_METHODS[_choice('method', method, SOFT_METHODS)]
     return library.soft_nms(boxes, scores, iou_threshold, sigma, min_score, number, offset)
 
 
 def nms_match(dets: Tensor, iou_threshold: float) -> list[Tensor]:
-    """Groups of indices of dets (n, 5): each kept box with those that it suppressed."""
+    """Return groups of indices of dets (n, 5): each kept box with those that it suppresses."""
     return [dets.new_tensor(group, dtype=torch.int64) for group in suppress.nms_match(dets, iou_threshold)]
 
 
 def batched_nms(
     boxes: Tensor, scores: Tensor, idxs: Tensor, nms_cfg: dict | None, class_agnostic: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """NMS within each class.
+    """Apply NMS to each class.
 
     Args:
         boxes: (n, 4).
         scores: (n,).
-        idxs: (n,), the class of each box.
-        nms_cfg: `type` ('nms' or 'soft_nms'), the arguments of that function, `class_agnostic`, and `split_thr`: with
-            so many boxes the classes go one by one. None only sorts.
+        idxs: Class of each box, (n,).
+        nms_cfg: ``type`` ('nms' or 'soft_nms'), the arguments of that function, ``class_agnostic``, and ``split_thr``,
+            the number of boxes from which the classes are processed one by one. None only sorts.
         class_agnostic: Ignore the classes.
 
     Returns:
-        dets (k, 5), best first, and their indices.
+        dets (k, 5), best first, and their indices (k,).
     """
     if nms_cfg is None:
         scores, index = scores.sort(descending=True)
@@ -80,17 +87,17 @@ def batched_nms(
     run = {'nms': nms, 'soft_nms': soft_nms}[_choice('nms_cfg.type', cfg.pop('type', 'nms'), ('nms', 'soft_nms'))]
     split_threshold = cfg.pop('split_thr', 10000)
     if cfg.pop('class_agnostic', class_agnostic) or len(boxes) == 0:
-        apart = boxes
-    else:  # every class in a place of its own
-        apart = boxes + (idxs.to(boxes) * (boxes.max() + 1))[:, None]
+        separate = boxes
+    else:  # shift each class, so that boxes of different classes do not overlap
+        separate = boxes + (idxs.to(boxes) * (boxes.max() + 1))[:, None]
     if len(boxes) < split_threshold:
-        dets, index = run(apart, scores, **cfg)
+        dets, index = run(separate, scores, **cfg)
         return torch.cat((boxes[index], dets[:, 4:]), 1), index
     max_num = cfg.pop('max_num', -1)
     kept, kept_scores = [], []
     for label in idxs.unique():
         members = (idxs == label).nonzero()[:, 0]
-        dets, index = run(apart[members], scores[members], **cfg)
+        dets, index = run(separate[members], scores[members], **cfg)
         kept.append(members[index])
         kept_scores.append(dets[:, 4])
     index, by_index = torch.cat(kept).sort()
@@ -109,18 +116,18 @@ def roi_align(
     pool_mode: str = 'avg',
     aligned: bool = True,
 ) -> Tensor:
-    """Pool each RoI (image, x1, y1, x2, y2) of input (B, C, H, W) to (N, C, *output_size)."""
+    """Pool each RoI (image, x1, y1, x2, y2) of the input (B, C, H, W); return (N, C, *output_size)."""
     average = _choice('pool_mode', pool_mode, ('max', 'avg')) == 'avg'
     return library.roi_align(input, rois, *_pair(output_size), spatial_scale, sampling_ratio, average, aligned)[0]
 
 
 def roi_pool(input: Tensor, rois: Tensor, output_size: int | tuple[int, int], spatial_scale: float = 1.0) -> Tensor:
-    """The largest pixel of every bin of every RoI."""
+    """Return the maximum of every bin of every RoI, (N, C, *output_size)."""
     return library.roi_pool(input, rois, *_pair(output_size), spatial_scale)[0]
 
 
 class _Elementwise(torch.autograd.Function):
-    """Loss and derivative from two closed forms, so that only the logits are kept for backward."""
+    """Loss with a closed-form derivative, so that only its inputs are saved for backward."""
 
     @staticmethod
     def forward(ctx, loss, slope, x: Tensor, target: Tensor, weight: Tensor, gamma: float, alpha: float) -> Tensor:
@@ -136,7 +143,7 @@ class _Elementwise(torch.autograd.Function):
 
 
 def _reduce(loss: Tensor, rows: int, reduction: str) -> Tensor:
-    """mmcv's mean is over rows, not over elements."""
+    """Reduce the loss as mmcv does: the mean is over rows, not over elements."""
     _choice('reduction', reduction, ('none', 'mean', 'sum'))
     return loss if reduction == 'none' else loss.sum() / (rows if reduction == 'mean' else 1)
 
@@ -149,7 +156,7 @@ def sigmoid_focal_loss(
     weight: Tensor | None = None,
     reduction: str = 'mean',
 ) -> Tensor:
-    """Focal loss of logits (N, classes) with labels (N,); a label outside the classes is background."""
+    """Return the focal loss of logits (N, classes) and labels (N,); a label outside the classes is background."""
     weight = input.new_empty(0) if weight is None else weight
     loss = _Elementwise.apply(focal.sigmoid_loss, focal.sigmoid_grad, input, target, weight, gamma, alpha)
     return _reduce(loss, len(input), reduction)
@@ -171,7 +178,7 @@ def softmax_focal_loss(
     weight: Tensor | None = None,
     reduction: str = 'mean',
 ) -> Tensor:
-    """Focal loss of the softmax of logits (N, classes) with labels (N,); other labels count nothing."""
+    """Return the focal loss of softmax logits (N, classes) and labels (N,); a label outside the classes has loss 0."""
     weight = input.new_empty(0) if weight is None else weight
     loss = _Elementwise.apply(_softmax_loss, _softmax_grad, input, target, weight, gamma, alpha)
     return _reduce(loss, len(input), reduction)
@@ -187,8 +194,8 @@ def deform_conv2d(
     groups: int = 1,
     deform_groups: int = 1,
 ) -> Tensor:
-    """Convolution whose taps are moved by offset (B, deform_groups * taps * 2, h, w): y, x, tap after tap."""
-    # Under autocast the convolution that makes the offsets gives half, the input may be float32: mmcv's rule.
+    """Convolve, with each kernel tap moved by ``offset`` (B, deform_groups * taps * 2, h, w), ordered y, x per tap."""
+    # As in mmcv: under autocast the offsets are half precision, and the input may be float32.
     input, weight = input.type_as(offset), weight.type_as(offset)
     sizes = (list(_pair(value)) for value in (stride, padding, dilation))
     return library.deform_conv2d(input, offset, None, weight, None, *sizes, groups, deform_groups)
@@ -206,7 +213,7 @@ def modulated_deform_conv2d(
     groups: int = 1,
     deform_groups: int = 1,
 ) -> Tensor:
-    """`deform_conv2d` with a factor (B, deform_groups * taps, h, w) for each sample."""
+    """Convolve as ``deform_conv2d``, with each sample multiplied by ``mask`` (B, deform_groups * taps, h, w)."""
     input, mask, weight = (value.type_as(offset) for value in (input, mask, weight))
     bias = None if bias is None else bias.type_as(offset)
     sizes = (list(_pair(value)) for value in (stride, padding, dilation))

@@ -1,19 +1,22 @@
-"""The operators as torch.library sees them: opaque to torch.compile and torch.export, with shapes and gradients.
+"""The operators in ``torch.library``: opaque to ``torch.compile`` and ``torch.export``, with shapes and gradients.
 
-How many boxes NMS keeps and how many samples RoIAlign takes depends on the data; traced, both would break the graph or
-freeze one image's numbers into it.
+The number of boxes that NMS keeps and of samples that RoIAlign takes depends on the data: tracing them would break the
+graph, or make the numbers of one image constants of it.
 """
 
 import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from . import deform, kernels, pooling, suppress
+from . import align, deform, pooling, suppress
+from .align import RoIAlignSpec
+from .deform import Geometry
 
 
 @custom_op('mmplugin::nms', mutates_args=())
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
-    return kernels.nms(boxes, scores, iou_threshold, offset)
+    """Return the indices of the boxes that NMS keeps, best first."""
+    return suppress.nms(boxes, scores, iou_threshold, offset)
 
 
 @nms.register_fake
@@ -25,6 +28,7 @@ def _(boxes, scores, iou_threshold, offset):
 def soft_nms(
     boxes: Tensor, scores: Tensor, iou_threshold: float, sigma: float, min_score: float, method: int, offset: int
 ) -> tuple[Tensor, Tensor]:
+    """Return dets (k, 5) with the lowered scores, and their indices."""
     dets, index = suppress.soft_nms(boxes, scores, iou_threshold, sigma, min_score, method, offset)
     return dets.to(boxes), index.to(boxes.device)
 
@@ -39,10 +43,11 @@ def _(boxes, scores, iou_threshold, sigma, min_score, method, offset):
 def roi_align(
     x: Tensor, rois: Tensor, height: int, width: int, scale: float, ratio: int, average: bool, aligned: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the pooled features, and the coordinates of the maxima, empty for the average."""
     output = x.new_empty(len(rois), x.shape[1], height, width)
     argmax_y = x.new_empty(0 if average else output.shape)
     argmax_x = torch.empty_like(argmax_y)
-    kernels.roi_align_forward(x, rois, output, argmax_y, argmax_x, scale, ratio, average, aligned)
+    align.forward(x, rois, output, argmax_y, argmax_x, RoIAlignSpec(scale, ratio, average, aligned))
     return output, argmax_y, argmax_x
 
 
@@ -65,13 +70,14 @@ def roi_align_backward(
     average: bool,
     aligned: bool,
 ) -> Tensor:
+    """Return the gradient of x."""
     grad_x = grad.new_zeros(shape)
-    kernels.roi_align_backward(grad, rois, argmax_y, argmax_x, grad_x, scale, ratio, average, aligned)
+    align.backward(grad, rois, argmax_y, argmax_x, grad_x, RoIAlignSpec(scale, ratio, average, aligned))
     return grad_x
 
 
 @roi_align_backward.register_fake
-def _(grad, rois, argmax_y, argmax_x, shape, scale, ratio, average, aligned):
+def _(grad, rois, argmax_y, argmax_x, shape, *spec):
     return grad.new_empty(shape)
 
 
@@ -91,6 +97,7 @@ roi_align.register_autograd(_roi_align_grad, setup_context=_roi_align_setup)
 
 @custom_op('mmplugin::roi_pool', mutates_args=())
 def roi_pool(x: Tensor, rois: Tensor, height: int, width: int, scale: float) -> tuple[Tensor, Tensor]:
+    """Return the maximum of every bin, and its flat index into the pixels of the image."""
     output = x.new_empty(len(rois), x.shape[1], height, width)
     argmax = torch.empty_like(output, dtype=torch.int32)
     pooling.forward(x, rois, output, argmax, scale)
@@ -105,6 +112,7 @@ def _(x, rois, height, width, scale):
 
 @custom_op('mmplugin::roi_pool_backward', mutates_args=())
 def roi_pool_backward(grad: Tensor, rois: Tensor, argmax: Tensor, shape: list[int]) -> Tensor:
+    """Return the gradient of x."""
     grad_x = grad.new_zeros(shape)
     pooling.backward(grad, rois, argmax, grad_x)
     return grad_x
@@ -128,10 +136,6 @@ def _roi_pool_grad(ctx, grad, _):
 roi_pool.register_autograd(_roi_pool_grad, setup_context=_roi_pool_setup)
 
 
-def _geometry(stride, padding, dilation, groups: int, deform_groups: int) -> deform.Geometry:
-    return deform.Geometry(tuple(stride), tuple(padding), tuple(dilation), groups, deform_groups)
-
-
 @custom_op('mmplugin::deform_conv2d', mutates_args=())
 def deform_conv2d(
     x: Tensor,
@@ -145,12 +149,13 @@ def deform_conv2d(
     groups: int,
     deform_groups: int,
 ) -> Tensor:
-    return deform.forward(x, offset, mask, weight, bias, _geometry(stride, padding, dilation, groups, deform_groups))
+    """Return the deformable convolution, modulated if there is a mask."""
+    return deform.forward(x, offset, mask, weight, bias, Geometry(stride, padding, dilation, groups, deform_groups))
 
 
 @deform_conv2d.register_fake
-def _(x, offset, mask, weight, bias, stride, padding, dilation, groups, deform_groups):
-    size = deform.output_size(x, weight, _geometry(stride, padding, dilation, groups, deform_groups))
+def _(x, offset, mask, weight, bias, *geometry):
+    size = deform.output_size(x, weight, Geometry(*geometry))
     return x.new_empty(len(x), len(weight), *size)
 
 
@@ -167,12 +172,13 @@ def deform_conv2d_backward(
     groups: int,
     deform_groups: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    grads = deform.backward(grad, x, offset, mask, weight, _geometry(stride, padding, dilation, groups, deform_groups))
+    """Return the gradients of x, offset, mask (empty without one) and weight."""
+    grads = deform.backward(grad, x, offset, mask, weight, Geometry(stride, padding, dilation, groups, deform_groups))
     return grads.x, grads.offset, x.new_empty(0) if mask is None else grads.mask, grads.weight
 
 
 @deform_conv2d_backward.register_fake
-def _(grad, x, offset, mask, weight, stride, padding, dilation, groups, deform_groups):
+def _(grad, x, offset, mask, weight, *geometry):
     mask_grad = x.new_empty(0) if mask is None else torch.empty_like(mask)
     return torch.empty_like(x), torch.empty_like(offset), mask_grad, torch.empty_like(weight)
 

@@ -1,4 +1,4 @@
-"""RoIPool: the largest pixel of each bin. Bins have whole pixels as borders and overlap."""
+"""RoIPool: the maximum of each bin. Bins are rounded outward to whole pixels, so they overlap."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from .weighted_sums import compute_dtype, expand
 
 
 def _borders(low: Tensor, high: Tensor, bins: int, scale: float, size: int) -> tuple[Tensor, Tensor]:
-    """First and past-the-last pixel of every bin along one axis, (N, bins); the last pixel of a RoI belongs to it."""
+    """Return the first and past-the-last pixel of every bin along one axis, (N, bins); ``high`` is inclusive."""
     start, end = low * scale, (high + 1) * scale
     extent = (end - start)[:, None]
     index = torch.arange(bins + 1, device=low.device)
@@ -19,7 +19,7 @@ def _borders(low: Tensor, high: Tensor, bins: int, scale: float, size: int) -> t
 
 
 def forward(x: Tensor, rois: Tensor, output: Tensor, argmax: Tensor, scale: float) -> None:
-    """Fill output (N, C, h, w) and argmax, the place in the image's H * W pixels, -1 where a bin holds none."""
+    """Write ``output`` (N, C, h, w), and ``argmax``: the flat index into the H * W pixels, -1 for an empty bin."""
     if output.numel() == 0:
         return
     _, channels, height, width = x.shape
@@ -29,10 +29,10 @@ def forward(x: Tensor, rois: Tensor, output: Tensor, argmax: Tensor, scale: floa
     left, right = _borders(rois[:, 1], rois[:, 3], out_w, scale, width)
     high = (bottom - top).clamp(min=0)[:, :, None].expand(-1, -1, out_w).flatten()
     wide = (right - left).clamp(min=0)[:, None].expand(-1, out_h, -1).flatten()
-    bin_, place, start = expand(high * wide)
+    bin_, position, start = expand(high * wide)
     corner = (rois[:, 0].long() * height)[:, None, None] + top[:, :, None]
     corner = (corner * width + left[:, None]).flatten()
-    index = corner[bin_] + place // wide[bin_] * width + place % wide[bin_]
+    index = corner[bin_] + position // wide[bin_] * width + position % wide[bin_]
     pixels = x.permute(0, 2, 3, 1).to(compute_dtype(x)).contiguous().flatten(0, 2)
     best, _, _, at = torch.embedding_bag(pixels, index, start, False, 2, False, None)
     empty = (high * wide == 0)[:, None]
@@ -42,7 +42,7 @@ def forward(x: Tensor, rois: Tensor, output: Tensor, argmax: Tensor, scale: floa
 
 
 def backward(grad: Tensor, rois: Tensor, argmax: Tensor, grad_x: Tensor) -> None:
-    """Add the gradient to grad_x (B, C, H, W)."""
+    """Add the gradient to ``grad_x`` (B, C, H, W)."""
     _, channels, height, width = grad_x.shape
     dtype = compute_dtype(grad)
     plane = rois[:, 0].long()[:, None] * channels + torch.arange(channels, device=rois.device)

@@ -1,15 +1,17 @@
-"""Non-maximum suppression in blocks: never more than a slice of the n x n overlaps at a time."""
+"""Non-maximum suppression in blocks, so that only a slice of the n x n overlaps is in memory at a time."""
 
 import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK = 512  # boxes decided together
-PAIRS = 1 << 19  # overlaps computed together: temporaries of 2 MB, which stay in the cache
+from .extension import torchvision_operators
+
+BLOCK = 512  # boxes that are decided together
+PAIRS = 1 << 19  # overlaps that are computed together: temporaries of 2 MB fit in the cache
 
 
 def _corners(boxes: Tensor) -> Tensor:
-    """(4, n): coordinate by coordinate, so that what follows runs over neighbours in memory."""
+    """Return boxes as (4, n), contiguous by coordinate for vectorization."""
     return boxes.detach().to(torch.promote_types(boxes.dtype, torch.float32)).t().contiguous()
 
 
@@ -18,7 +20,7 @@ def _areas(boxes: Tensor, offset: int) -> Tensor:
 
 
 def overlaps(a: Tensor, b: Tensor, offset: int) -> Tensor:
-    """IoU of (4, n) with (4, m) boxes in mmcv's order of operations; nan where both areas are zero."""
+    """Return the IoU of (4, n) and (4, m) boxes, (n, m), in mmcv's order of operations; NaN if both areas are zero."""
     width = torch.minimum(a[2][:, None], b[2]).sub_(torch.maximum(a[0][:, None], b[0]))
     height = torch.minimum(a[3][:, None], b[3]).sub_(torch.maximum(a[1][:, None], b[1]))
     if offset:
@@ -33,21 +35,22 @@ def _any_row(mask: Tensor) -> Tensor:
 
 
 def _greedy(close: Tensor) -> Tensor:
-    """Which boxes of a block survive; close[i, j] says that i, if it survives, suppresses the later j.
+    """Return which boxes of a block survive; ``close[i, j]`` means that box i, if it survives, suppresses a later j.
 
-    Box j is settled once all before it are: each round settles at least one more, usually the whole block in a few.
+    Box j is decided once all boxes before it are: each round decides at least one more, and a few rounds usually
+    decide the whole block.
     """
     close = close.triu(1).to(torch.float32)
     keep = close.new_ones(len(close))
     while True:
-        settled = (keep @ close == 0).to(torch.float32)
-        if torch.equal(settled, keep):
+        survivors = (keep @ close == 0).to(torch.float32)
+        if torch.equal(survivors, keep):
             return keep.bool()
-        keep = settled
+        keep = survivors
 
 
 def _survivors(boxes: Tensor, threshold: float, offset: int, inclusive: bool) -> Tensor:
-    """Positions that survive, in order; boxes (4, n) come best first."""
+    """Return the positions of the surviving boxes, in order; boxes (4, n) are sorted, best first."""
     compare = torch.ge if inclusive else torch.gt
     position = torch.arange(boxes.shape[1], device=boxes.device)
     kept = []
@@ -64,18 +67,20 @@ def _survivors(boxes: Tensor, threshold: float, offset: int, inclusive: bool) ->
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int = 0) -> Tensor:
-    """Indices of the boxes that no better one overlaps by more than the threshold, best first.
+    """Return the indices of the boxes that no better box overlaps by more than the threshold, best first.
 
-    Of equal scores the earlier one is better.
+    Of boxes with equal scores, the first is better.
     """
     if len(boxes) == 0:
         return boxes.new_zeros(0, dtype=torch.int64)
+    if offset == 0 and (vision := torchvision_operators(boxes)):
+        return vision.nms(boxes.float(), scores.float(), iou_threshold)
     order = scores.detach().sort(dim=0, descending=True, stable=True).indices
     return order[_survivors(_corners(boxes[order]), iou_threshold, offset, inclusive=False)]
 
 
 def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
-    """Groups of indices: each survivor with all that it suppressed, best first. Here "overlaps" means >=."""
+    """Return groups of indices: each surviving box with those it suppresses, by an IoU >= the threshold; best first."""
     if len(dets) == 0:
         return []
     order = dets[:, 4].detach().sort(dim=0, descending=True, stable=True).indices
@@ -85,7 +90,7 @@ def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
     owner = []
     for part in torch.arange(len(order), device=boxes.device).split(max(1, PAIRS // len(kept))):
         close = (overlaps(winners, boxes[:, part], 0) >= iou_threshold) & (kept[:, None] < part)
-        # The first survivor that overlaps; a survivor itself has none before it.
+        # The first survivor that overlaps; no survivor overlaps one before it, so it owns itself.
         owner.append(torch.where(_any_row(close), close.view(torch.uint8).argmax(0), torch.searchsorted(kept, part)))
     groups: list[list[int]] = [[] for _ in range(len(kept))]
     for group, index in zip(torch.cat(owner).tolist(), order.tolist(), strict=True):
@@ -102,14 +107,22 @@ def soft_nms(
     method: int,
     offset: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Decay instead of suppress: 0 naive, 1 linear, 2 gaussian.
+    """Lower the scores of overlapping boxes instead of removing them.
 
-    Every pick changes the scores that the next one looks at, so the loop stays; one step is a vector operation. Numpy,
-    because at this size the dispatch of a tensor operation costs more than its work. The swaps are mmcv's: they decide
-    who wins a tie.
+    Every selection changes the scores for the next one, so there is a loop over boxes. Numpy, because the dispatch of
+    a tensor operation costs more than its work at this size. Boxes are swapped as in mmcv, which decides ties.
+
+    Args:
+        boxes: (n, 4).
+        scores: (n,).
+        iou_threshold: Overlap from which naive and linear lower a score.
+        sigma: Width of the gaussian.
+        min_score: Boxes with a lower score are dropped.
+        method: 0 naive, 1 linear, 2 gaussian.
+        offset: 1 if the far coordinates are inclusive, else 0.
 
     Returns:
-        dets (k, 5) with the decayed scores and indices (k,), in the order picked.
+        dets (k, 5) with the lowered scores, and their indices (k,), in the order of selection.
     """
     dtype = np.float64 if boxes.dtype == torch.float64 else np.float32
     box = boxes.detach().cpu().to(torch.promote_types(boxes.dtype, torch.float32)).numpy().astype(dtype, copy=True)
@@ -132,7 +145,7 @@ def soft_nms(
             score[rest] *= np.exp(-(iou * iou) / dtype(sigma))
         else:
             score[rest] *= np.where(iou >= threshold, 0 if method == 0 else 1 - iou, 1).astype(dtype)
-        # mmcv drops a box by moving the last one into its place: holes are filled from the end.
+        # mmcv drops a box by moving the last one to its position: holes are filled from the end.
         dead = score[rest] < low
         if dead.any():
             living = end - int(dead.sum())

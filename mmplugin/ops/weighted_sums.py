@@ -1,8 +1,8 @@
-"""Weighted sums of pixels: the one kernel under RoIAlign and deformable convolution.
+"""Weighted sums of pixels: the kernel of RoIAlign and deformable convolution.
 
-An output row (a RoI bin, a kernel tap) is a weighted sum of a few pixels. Seen as a sparse matrix, the rows are "bags"
-for `embedding_bag`, which is vectorised over channels, multi-threaded and never writes the products down. The
-gradient is the transposed matrix, so the same kernel serves it: the bags are the pixels then.
+Each output row (a RoI bin, a kernel tap) is a weighted sum of a few pixels, a row of a sparse matrix. ``embedding_bag``
+computes the product with this matrix: it is vectorized over channels, multi-threaded, and never stores the single
+products. The gradient is the product with the transposed matrix, so the same kernel computes it.
 """
 
 from typing import NamedTuple
@@ -10,44 +10,50 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Pixels have to lie channel by channel for the kernel. Copied whole, a stride 4 level of two images takes 140 MB; in
-# slices of channels below the size from which malloc gives memory back to the system, the pages are reused.
+# The kernel needs a channels-last copy of the pixels: 140 MB for a stride 4 level of two images. Slices of channels are
+# small enough for malloc to keep and reuse their memory.
 SLICE_BYTES = 24 << 20
 MIN_SLICE = 32
 
 
 class Taps(NamedTuple):
-    """A sparse matrix, row after row."""
+    """A sparse matrix in compressed rows."""
 
-    index: Tensor  # (entries,) int32: pixel, counted over batch, height and width
+    index: Tensor  # (entries,) int32: pixel, flattened over batch, height and width
     weight: Tensor  # (entries,)
     start: Tensor  # (rows,) int32: the first entry of each row
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """Half precision is summed in float32: as fast on a CPU, and what the result is rounded from."""
+    """Return the dtype to sum in: float64 for float64, else float32, from which half precision is rounded."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def channel_slices(pixels: int, channels: int, dtype: torch.dtype) -> list[slice]:
+    """Return slices of channels whose pixels take at most ``SLICE_BYTES``, or hold ``MIN_SLICE`` channels."""
     size = max(MIN_SLICE, SLICE_BYTES // max(1, pixels * dtype.itemsize))
     return [slice(c, min(c + size, channels)) for c in range(0, channels, size)]
 
 
 def weighted_sum(rows: Tensor, taps: Tensor, start: Tensor, weight: Tensor | None, mode: int = 0) -> Tensor:
+    """Return the weighted sum of ``rows`` for each bag, see ``torch.nn.functional.embedding_bag``."""
     return torch.embedding_bag(rows, taps, start, False, mode, False, weight)[0]
 
 
 def expand(count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """From counts per row: every entry's row, its place in the row, and the rows' first entries."""
+    """Expand counts per row.
+
+    Returns:
+        Of every entry its row and its position in the row, and of every row its first entry.
+    """
     start = count.cumsum(0) - count
     row = torch.arange(len(count), device=count.device).repeat_interleave(count)
-    place = torch.arange(len(row), device=count.device) - start[row]
-    return row, place, start
+    position = torch.arange(len(row), device=count.device) - start[row]
+    return row, position, start
 
 
 def pool(x: Tensor, taps: Taps, output: Tensor) -> None:
-    """Write taps @ x into output.
+    """Write ``taps @ x`` to ``output``.
 
     Args:
         x: (B, C, H, W).
@@ -64,7 +70,7 @@ def pool(x: Tensor, taps: Taps, output: Tensor) -> None:
 
 
 def transpose(taps: Taps, rows: int, columns: int) -> Taps:
-    """The transposed matrix; `columns` is the number of pixels."""
+    """Transpose the matrix; ``columns`` is the number of pixels."""
     order = taps.index.sort().indices
     count = taps.index.bincount(minlength=columns)
     length = taps.start.diff(append=taps.start.new_tensor([len(taps.index)]))
@@ -73,12 +79,12 @@ def transpose(taps: Taps, rows: int, columns: int) -> Taps:
 
 
 def spread(grad: Tensor, taps: Taps, grad_x: Tensor) -> None:
-    """Add the gradient of `pool` to grad_x.
+    """Add the gradient of ``pool`` to ``grad_x``.
 
     Args:
         grad: (N, C, h, w).
-        taps: what `pool` was given.
-        grad_x: (B, C, H, W).
+        taps: The argument of ``pool``.
+        grad_x: (B, C, H, W), changed in place.
     """
     batch, channels, height, width = grad_x.shape
     dtype = compute_dtype(grad)

@@ -1,11 +1,11 @@
-"""Mask R-CNN R18 on operators that nobody compiled: one training step, one prediction."""
+"""Mask R-CNN R18 without compiled operators: one training step, one prediction."""
 
 from pathlib import Path
 
 import pytest
 import torch
 
-import mmplugin  # noqa: F401 - puts the stand-in in place
+import mmplugin  # noqa: F401 - installs the stand-in
 from mmplugin import ops
 
 ops.install()
@@ -35,7 +35,7 @@ def batch():
     return demo_mm_inputs(2, [[3, 96, 128], [3, 128, 96]], num_classes=3, num_items=[4, 0], with_mask=True)
 
 
-def test_a_training_step_reaches_every_part(model, batch):
+def test_a_training_step_gives_gradients_in_every_part(model, batch):
     model.train()
     losses = model(**model.data_preprocessor(batch, True), mode='loss')
     total = sum(sum(value) if isinstance(value, list) else value for key, value in losses.items() if 'loss' in key)
@@ -49,8 +49,8 @@ def test_a_training_step_reaches_every_part(model, batch):
 def test_a_prediction_has_boxes_and_masks(model, batch):
     model.eval()
     with torch.no_grad():
-        found = model(**model.data_preprocessor(batch, False), mode='predict')[0].pred_instances
-    assert len(found) > 0
-    assert found.bboxes.isfinite().all()
-    assert found.masks.shape == (len(found), *batch['data_samples'][0].ori_shape[:2])
-    assert torch.equal(found.scores, found.scores.sort(descending=True).values)
+        instances = model(**model.data_preprocessor(batch, False), mode='predict')[0].pred_instances
+    assert len(instances) > 0
+    assert instances.bboxes.isfinite().all()
+    assert instances.masks.shape == (len(instances), *batch['data_samples'][0].ori_shape[:2])
+    assert torch.equal(instances.scores, instances.scores.sort(descending=True).values)

@@ -1,4 +1,4 @@
-"""The operators and the backbones in ONNX: onnxruntime gives the numbers that torch gives, also for other inputs."""
+"""The operators and the backbones in ONNX: onnxruntime and torch give the same results, also for new inputs."""
 
 import sys
 
@@ -20,7 +20,7 @@ ANY = torch.export.Dim.DYNAMIC
 
 
 class Module(torch.nn.Module):
-    """A function, as torch.onnx.export wants it."""
+    """A function as a module, for ``torch.onnx.export``."""
 
     def __init__(self, function):
         super().__init__()
@@ -32,7 +32,7 @@ class Module(torch.nn.Module):
 
 @pytest.fixture
 def export(tmp_path):
-    """Give a function that exports and answers with onnxruntime's version of the module."""
+    """Return a function that exports a module and returns the module in onnxruntime."""
 
     def run(module, args, sizes=None):
         program = torch.onnx.export(
@@ -64,7 +64,7 @@ def some_boxes(count, seed):
 
 
 def head(maps, anchors, deltas, logits):
-    """A region proposal network: boxes from deltas, NMS, features of what is left, alternately of two images."""
+    """Decode boxes, apply NMS and pool features, alternately of two images, as a two-stage detector does."""
     size = anchors[:, 2:] - anchors[:, :2]
     center = anchors[:, :2] + size / 2 + deltas[:, :2] * size
     size = size * deltas[:, 2:].exp()
@@ -74,7 +74,7 @@ def head(maps, anchors, deltas, logits):
     return dets, index, ops.roi_align(maps, rois, 7, 0.25)
 
 
-def test_a_detection_head_with_any_number_of_boxes(export):
+def test_a_detection_head_runs_with_any_number_of_boxes(export):
     def inputs(count):
         anchors, _ = some_boxes(count, count)
         return torch.randn(2, 4, 32, 32), anchors, torch.randn(count, 4) * 0.2, torch.randn(count)
@@ -87,20 +87,20 @@ def test_a_detection_head_with_any_number_of_boxes(export):
 
 
 @pytest.mark.parametrize('offset', [0, 1])
-def test_nms_keeps_what_the_definition_keeps(export, offset):
+def test_nms_equals_the_reference(export, offset):
     exported = export(Module(lambda b, s: ops.nms(b, s, 0.5, offset)[1]), some_boxes(90, 0), ({0: ANY}, {0: ANY}))
     boxes, scores = some_boxes(120, 1)
-    scores = (scores * 20).round() / 20 - 0.2  # ties, and scores below 0
+    scores = (scores * 20).round() / 20 - 0.2  # ties and negative scores
     boxes[::10, 2:] = boxes[::10, :2]  # no area
-    boxes[1::10, 2:] = boxes[1::10, :2] - 20  # less than none, which ONNX would take for a box
+    boxes[1::10, 2:] = boxes[1::10, :2] - 20  # negative size, which ONNX would make positive
     boxes[5] = boxes[7]
-    whole = (boxes / 8).round()  # overlaps of exactly the threshold
-    for case in (boxes, whole):
+    integers = (boxes / 8).round()  # some overlaps are exactly the threshold
+    for case in (boxes, integers):
         (found,) = exported(case, scores)
         assert found.tolist() == reference.nms(case, scores, 0.5, offset)
 
 
-def test_roi_align_samples_as_mmcv_does(export):
+def test_roi_align_equals_the_reference(export):
     x = torch.randn(2, 3, 12, 14)
     rois = torch.tensor([[0, 1.0, 1, 20, 15], [1, -9, 3, 70, 40], [0, 4, 4, 4, 4], [1, 90, 9, 99, 30]])
     negative = torch.tensor([[0.0, 90, 5, 10, 25], [0, 5, 95, 30, 6]])
@@ -114,26 +114,26 @@ def test_roi_align_samples_as_mmcv_does(export):
     assert torch.equal(half(x.half(), rois)[0], ops.roi_align(x.half(), rois, 3, 0.25))
 
 
-def test_what_onnx_computes_otherwise_is_refused(export):
+def test_operators_that_onnx_defines_differently_are_refused(export):
     x, rois = torch.randn(1, 2, 8, 8), torch.tensor([[0, 1.0, 1, 20, 15]])
     refusal = r"UserError'>: roi_align: pool_mode is 'max'.*allowed is 'avg'"
     with pytest.raises(torch.onnx.OnnxExporterError, match=refusal):
         export(Module(lambda x, rois: ops.roi_align(x, rois, 3, 0.25, 0, 'max')), (x, rois))
     table = translations()
-    with pytest.raises(UserError, match='rounds each RoI to whole pixels first; use roi_align'):
+    with pytest.raises(UserError, match='rounds each RoI to whole pixels first'):
         table[torch.ops.mmplugin.roi_pool.default](x, rois, 3, 3, 0.25)
     with pytest.raises(UserError, match=r'iou_threshold is 1\.5; ONNX allows 0 to 1'):
         table[torch.ops.mmplugin.nms.default](x, x, 1.5, 0)
 
 
-def test_a_missing_package_is_named_with_the_command(monkeypatch):
+def test_a_missing_package_is_named_with_its_install_command(monkeypatch):
     monkeypatch.setitem(sys.modules, 'onnxscript', None)
     with pytest.raises(UserError, match=r'onnxscript.*`pip install onnx onnxscript onnxruntime`'):
         translations()
 
 
-def awake(model):
-    """No layer is scaled to nothing, as most are at the start of training."""
+def with_effective_layers(model):
+    """Set random norms and layer scales: at initialization, most layers have almost no effect on the output."""
     for name, value in model.state_dict().items():
         if 'table' in name:
             value.normal_()
@@ -145,11 +145,11 @@ def awake(model):
 @pytest.mark.parametrize(
     ('name', 'arch'), [('EfficientFormer', 'l1'), ('EfficientFormerV2', 's0'), ('EfficientViTMSRA', 'm0')]
 )
-def test_backbones_at_a_fixed_size(export, name, arch):
-    model = awake(MODELS.build(dict(type=name, arch=arch)))
+def test_a_backbone_at_a_fixed_size_equals_torch(export, name, arch):
+    model = with_effective_layers(MODELS.build(dict(type=name, arch=arch)))
     x = torch.randn(1, 3, 224, 192)
     with torch.no_grad():
         exported = export(model, (torch.randn_like(x),))
-        expected = model(x)  # afterwards: nothing of the trace may have stayed in our caches
+        expected = model(x)  # after the export: no traced tensor may stay in a cache
     for found, level in zip(exported(x), expected, strict=True):
         torch.testing.assert_close(found, level, atol=1e-4 * float(level.abs().max()), rtol=0)

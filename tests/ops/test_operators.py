@@ -1,4 +1,4 @@
-"""Every operator against its slow float64 reference: forward, gradient and the hard cases."""
+"""Every operator against its float64 reference: output, gradients and edge cases."""
 
 import math
 
@@ -6,6 +6,7 @@ import numpy as np
 import operator_references as reference
 import pytest
 import torch
+from dispatch_counter import Counted
 
 from mmplugin import ops
 from mmplugin.errors import UserError
@@ -31,7 +32,7 @@ def assert_same(found, expected, tolerance: float = 1e-10) -> None:
 
 @pytest.mark.parametrize('offset', [0, 1])
 @pytest.mark.parametrize('threshold', [0.0, 0.3, 0.7])
-def test_nms_keeps_what_the_definition_keeps(threshold, offset, monkeypatch):
+def test_nms(threshold, offset, monkeypatch):
     monkeypatch.setattr(suppress, 'BLOCK', 16)  # many blocks with few boxes
     monkeypatch.setattr(suppress, 'PAIRS', 100)
     boxes = random_boxes(150, 0)
@@ -43,15 +44,15 @@ def test_nms_keeps_what_the_definition_keeps(threshold, offset, monkeypatch):
     assert torch.equal(dets, torch.cat((boxes, scores[:, None]), 1)[index])
 
 
-def test_nms_settles_a_long_chain():
-    # Each box overlaps only the next: every second one survives, and the last depends on all before it.
+def test_nms_of_a_chain_in_which_each_box_overlaps_only_the_next():
+    # Every second box survives, and the last one depends on all before it.
     left = torch.arange(700.0)
     boxes = torch.stack((left * 6, left * 0, left * 6 + 10, left * 0 + 10), 1)
     _, index = ops.nms(boxes, 1 - left / 1000, 0.2)
     assert index.tolist() == list(range(0, 700, 2))
 
 
-def test_nms_of_nothing_and_of_one_class():
+def test_nms_without_boxes_and_with_one_class():
     empty = torch.zeros(0, 4)
     for dets, index in (
         ops.nms(empty, torch.zeros(0), 0.5),
@@ -66,24 +67,14 @@ def test_nms_of_nothing_and_of_one_class():
     assert one[1].tolist() == reference.nms(boxes, scores, 0.4)
 
 
-def test_nms_of_50000_boxes_stays_in_memory():
+def test_nms_of_50000_boxes_needs_little_memory():
     boxes = random_boxes(50000, 3, size=3000.0)
     scores = torch.rand(50000, generator=torch.Generator().manual_seed(3))
-    largest = 0
-
-    class Sizes(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            nonlocal largest
-            output = function(*args, **(kwargs or {}))
-            if isinstance(output, torch.Tensor):
-                largest = max(largest, output.untyped_storage().nbytes())
-            return output
-
-    # The size of the classes bounds the work here; what is held does not depend on it.
-    with Sizes():
+    # A low threshold keeps few boxes, which makes it fast; memory does not depend on it.
+    with Counted() as counted:
         index = suppress.nms(boxes, scores, 0.001)
     assert len(index) < 5000
-    assert largest < 5e6  # 50,000 x 50,000 overlaps would be 1e10 bytes; a handful of these live at a time
+    assert counted.largest < 5e6  # all 50,000 x 50,000 overlaps would take 1e10 bytes
 
 
 @pytest.mark.parametrize('split', [10000, 50])
@@ -95,7 +86,7 @@ def test_batched_nms(split, agnostic):
     dets, index = ops.batched_nms(boxes, scores, labels, cfg)
     groups = [range(120)] if agnostic and split > 120 else [range(k, 120, 4) for k in range(4)]
     expected = []
-    for group in groups:  # split goes class by class whatever the boxes are, as in mmcv
+    for group in groups:  # with split_thr, class_agnostic is ignored, as in mmcv
         members = torch.tensor(list(group))
         expected += members[reference.nms(boxes[members], scores[members], 0.4)].tolist()
     assert index.tolist() == sorted(expected, key=lambda i: -scores[i])
@@ -129,7 +120,7 @@ def test_nms_match():
     assert sorted(np.concatenate(found)) == list(range(90))
 
 
-# Inside, over each border, wholly outside, without area, without extent in one axis, of one pixel, and all of it.
+# Inside, across each border, outside, without area, without width, of one pixel, and the whole image.
 ROIS = torch.tensor(
     [
         [0, 1.0, 1, 20, 15],
@@ -181,7 +172,7 @@ def test_roi_operators_without_rois():
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
-def test_half_precision_rounds_the_float_result(dtype):
+def test_half_precision_is_the_rounded_float32_result(dtype):
     generator = torch.Generator().manual_seed(8)
     x = torch.randn(2, 3, 9, 11, generator=generator).to(dtype).requires_grad_()
     rois = ROIS.float().to(dtype)
@@ -199,7 +190,7 @@ def test_half_precision_rounds_the_float_result(dtype):
 
 def test_roi_pool():
     x = torch.randn(2, 3, 9, 11, dtype=torch.float64, generator=torch.Generator().manual_seed(9), requires_grad=True)
-    rois = torch.cat((ROIS, ROIS.new_tensor([[0, 9, 9, 7, 8]])))  # the last has no extent: mmcv counts high + 1
+    rois = torch.cat((ROIS, ROIS.new_tensor([[0, 9, 9, 7, 8]])))  # the last has no width: mmcv adds 1
     found, expected = ops.roi_pool(x, rois, (3, 2), 0.25), reference.roi_pool(x, rois, (3, 2), 0.25)
     assert_same([found, *gradients(found, [x])], [expected, *gradients(expected, [x])])
 
@@ -220,7 +211,7 @@ def test_focal_losses(name, gamma, weighted):
     assert_same([run(x, labels, gamma, 0.3, weight, 'none').sum()], [expected])
 
 
-def test_focal_loss_keeps_its_digits_far_from_zero():
+def test_focal_loss_is_exact_for_large_logits():
     x = torch.tensor([[30.0], [-30.0]])
     loss = ops.sigmoid_focal_loss(x, torch.tensor([1, 0]), 2.0, 0.25, None, 'none')
     torch.testing.assert_close(loss, torch.tensor([[0.75 * 30], [0.25 * 30]]))
@@ -236,7 +227,7 @@ def test_deform_conv(modulated, far):
 
     x, weight, bias = leaf(2, 4, 5, 6), leaf(6, 2, 3, 2), leaf(6)
     sizes = (2, 1), (1, 2), (1, 2), 2, 2  # stride, padding, dilation, groups, deform groups
-    # Offsets of zero are where training starts, and where bilinear sampling has a kink.
+    # Training starts with offsets of zero, where bilinear sampling has a kink.
     offset, mask = leaf(2, 24, 3, 8, scale=far), leaf(2, 12, 3, 8)
     if modulated:
         found = ops.modulated_deform_conv2d(x, offset, mask, weight, bias, *sizes)
@@ -255,7 +246,7 @@ def test_deform_conv_without_offsets_is_a_convolution():
     torch.testing.assert_close(found, torch.nn.functional.conv2d(x, weight, padding=1), rtol=1e-4, atol=1e-4)
 
 
-def test_the_overlap_of_two_boxes_by_hand():
+def test_the_reference_iou_of_two_boxes():
     assert reference.iou([0, 0, 2, 2], [1, 1, 3, 3], 0) == pytest.approx(1 / 7)
     assert reference.iou([0, 0, 2, 2], [1, 1, 3, 3], 1) == pytest.approx(4 / 14)
     assert math.isnan(reference.iou([1, 1, 1, 1], [1, 1, 1, 1], 0))
