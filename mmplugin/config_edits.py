@@ -1,21 +1,28 @@
-"""Questions to a config and small edits of it, shared by training, testing, data checks and the benchmark."""
+"""Questions about a config, and small edits of it, for training, testing, data checks and the benchmark."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.logging import print_log
 
 from mmplugin.errors import UserError
 
+DETAILED_METRICS = {
+    'CocoMetric': 'DetectionMetric',
+    'FasterCocoMetric': 'FasterDetectionMetric',
+    'IoUMetric': 'SegmentationMetric',
+}
+
 
 def is_segmentation(cfg: Config) -> bool:
+    """Return whether a config is for mmseg rather than for mmdet."""
     return cfg.get('default_scope') == 'mmseg' or 'decode_head' in (cfg.get('model') or {})
 
 
 def dicts(node: Any) -> Iterator[dict]:
-    """All dicts inside a config, outermost first."""
+    """Yield all dicts inside a part of a config, outermost first."""
     if isinstance(node, dict):
         yield node
         node = list(node.values())
@@ -24,9 +31,9 @@ def dicts(node: Any) -> Iterator[dict]:
             yield from dicts(value)
 
 
-def set_classes(cfg: Config, names: Sequence[str], palette: Sequence[Sequence[int]]) -> None:
-    """Tells all datasets and heads which classes there are."""
-    metainfo = dict(classes=tuple(names), palette=[tuple(colour) for colour in palette])
+def set_classes_(cfg: Config, names: Sequence[str], palette: Sequence[Sequence[int]]) -> None:
+    """Set the classes of all datasets, and the number of classes of all heads."""
+    metainfo = dict(classes=tuple(names), palette=[tuple(color) for color in palette])
     for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         if cfg.get(loader):
             cfg[loader].dataset.metainfo = metainfo
@@ -35,8 +42,36 @@ def set_classes(cfg: Config, names: Sequence[str], palette: Sequence[Sequence[in
             node['num_classes'] = len(names)
 
 
+def evaluator_list(evaluator: dict | Sequence[dict] | None) -> list[dict]:
+    """Return the metrics of ``val_evaluator`` or ``test_evaluator``, which is one dict or a list of dicts."""
+    return [evaluator] if isinstance(evaluator, dict) else list(evaluator or [])
+
+
+def set_annotations_(cfg: Config, path: Path) -> None:
+    """Set the COCO file that all evaluators compare with."""
+    for evaluator in [*evaluator_list(cfg.get('val_evaluator')), *evaluator_list(cfg.get('test_evaluator'))]:
+        if 'ann_file' in evaluator:
+            evaluator['ann_file'] = str(path)
+
+
+def detailed_evaluators(evaluator: dict | Sequence[dict]) -> list[dict]:
+    """Replace the metrics of mmdet and mmseg by subclasses that also measure what the report shows.
+
+    The results keep their names and values. Per-class AP of boxes and of masks, kinds of detection errors, boundary
+    IoU and a confusion matrix are added. Other metrics stay as they are.
+    """
+    detailed = []
+    for metric in evaluator_list(evaluator):
+        kind = metric.get('type')
+        name = kind.rpartition('.')[2] if isinstance(kind, str) else None  # mmdet.CocoMetric
+        detailed.append({**metric, 'type': DETAILED_METRICS.get(name, kind)})
+        if name in ('CocoMetric', 'FasterCocoMetric') and not metric.get('format_only'):
+            detailed.append(dict(type='ErrorBreakdown'))
+    return detailed
+
+
 def weights_of(cfg: Config) -> Path | None:
-    """The file that the backbone starts from, if any."""
+    """Return the file that the backbone is initialized from, if any."""
     init = cfg.model.backbone.get('init_cfg') or {}
     return Path(init['checkpoint']) if 'checkpoint' in init else None
 
@@ -45,34 +80,34 @@ def _is_local(path: Path) -> bool:
     return ':' not in str(path)[2:]  # torchvision:..., https:..., but not C:\\...
 
 
-def drop_missing_weights(cfg: Config) -> None:
-    """A trial does without weights that are not there; their frozen norms would then be frozen noise."""
+def drop_missing_weights_(cfg: Config) -> None:
+    """Fall back to a randomly initialized backbone, without frozen norms, if its weights are missing."""
     path = weights_of(cfg)
     if path is None or (_is_local(path) and path.is_file()):
         return
-    print_log(f'No {path} here: the backbone starts from chance, with norms that learn.', 'current')
+    print_log(f'{path} not found: the backbone is randomly initialized and its norm layers are trainable.', 'current')
     cfg.model.backbone.init_cfg = None
     if 'norm_eval' in cfg.model.backbone:
         cfg.model.backbone.norm_eval = False
 
 
 def require_weights(cfg: Config) -> None:
-    """Stops a real run whose weights are missing before it has cost anything."""
+    """Raise a ``UserError`` if the file that the backbone is initialized from is missing."""
     path = weights_of(cfg)
     if path is None or not _is_local(path) or path.is_file():
         return
     backbone = cfg.model.backbone
     raise UserError(
-        f"The backbone's weights {path} are not there. Download the published classification weights of "
-        f'{backbone.type} {backbone.get("arch")} (docs/weights.md says where), then run\n'
+        f"The backbone's weights {path} do not exist. Download the published classification weights of "
+        f'{backbone.type} {backbone.get("arch")} (see docs/weights.md), then run\n'
         f'    mmplugin convert DOWNLOADED {path}\n'
-        'or train from chance (a long way): --cfg-options model.backbone.init_cfg=None model.backbone.norm_eval=False\n'
-        'or only try things out: --mini'
+        'or train from scratch (slow): --cfg-options model.backbone.init_cfg=None model.backbone.norm_eval=False\n'
+        'or try the built-in data set, which needs no weights: --mini'
     )
 
 
-def without_sync_norms(cfg: Config) -> None:
-    """SyncBN runs on GPUs only."""
+def replace_sync_norms_(cfg: Config) -> None:
+    """Replace SyncBN, which only runs on GPUs, by BN."""
     for node in dicts(cfg.model):
-        if isinstance(node, ConfigDict | dict) and node.get('type') == 'SyncBN':
+        if node.get('type') == 'SyncBN':
             node['type'] = 'BN'

@@ -10,7 +10,7 @@ from mmengine.fileio import LocalBackend
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path in the folder of ``path`` and renames it to ``path`` on success.
+    """Yield a temporary path in the folder of ``path`` and rename it to ``path`` on success.
 
     The parent folder is created. On an error, ``path`` stays as it was and the temporary file is removed.
     """
@@ -31,5 +31,6 @@ class AtomicBackend(LocalBackend):
     """mmengine's local file backend with atomic writes, so that a kill during a save loses no checkpoint."""
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
+        """Write a file."""
         with atomic_write(filepath) as draft:
             draft.write_bytes(obj)

@@ -1,8 +1,8 @@
-"""Registers every hook, sampler, transform, metric, loop and model part in mmengine's root registries.
+"""Register all hooks, samplers, transforms, metrics, loops and model parts in mmengine's root registries.
 
-The backbones register themselves. Everything else is registered as a function that imports its module when the part is
-built, because these modules import mmcv or mmengine's runner, which takes seconds that a plain backbone does not need.
-One registration in the root serves mmdet and mmseg.
+Backbones register themselves. All other parts are registered as functions that import their module when the part is
+built: these modules import mmcv or mmengine's runner, which takes seconds that a plain backbone does not need. One
+registration in the root serves both mmdet and mmseg.
 """
 
 from importlib import import_module
@@ -28,12 +28,11 @@ PARTS = {
         'WarmStartHook': 'mmplugin.hooks.warm_start',
     },
     registry.DATA_SAMPLERS: {'SeededSampler': 'mmplugin.data.seeded_sampler'},
-    registry.TRANSFORMS: {
-        'AlignResize': 'mmplugin.data.transforms',
-        'SeedSample': 'mmplugin.data.transforms',
-    },
+    registry.TRANSFORMS: {'SeedSample': 'mmplugin.data.transforms'},
     registry.METRICS: {
+        'DetectionMetric': 'mmplugin.evaluation.detection',
         'ErrorBreakdown': 'mmplugin.evaluation.detection_errors',
+        'FasterDetectionMetric': 'mmplugin.evaluation.detection',
         'SegmentationMetric': 'mmplugin.evaluation.segmentation',
     },
     registry.LOOPS: {'ResumableIterBasedTrainLoop': 'mmplugin.engine.loops'},
@@ -41,7 +40,7 @@ PARTS = {
 
 
 def register_parts() -> None:
-    """Registers all parts; a second call changes nothing."""
+    """Register all parts; a second call changes nothing."""
     for target, modules in PARTS.items():
         for name, module in modules.items():
             _register(target, name, module)

@@ -4,17 +4,27 @@ from collections.abc import Iterable
 
 
 def some(values: Iterable, count: int = 3) -> str:
-    """The first few values, and how many there are if that is not all of them."""
+    """List the first few values, and the number of all values if there are more."""
     values = list(values)
     text = ', '.join(str(value) for value in values[:count])
     return text if len(values) <= count else f'{text}, ... ({len(values)} in total)'
 
 
 def duration(seconds: float) -> str:
-    """A duration as 45s, 12m05s or 3h07m."""
+    """Format a duration as 45s, 12m05s or 3h07m."""
     seconds = int(seconds + 0.5)
     if seconds < 60:
         return f'{seconds}s'
     if seconds < 3600:
         return f'{seconds // 60}m{seconds % 60:02d}s'
     return f'{seconds // 3600}h{seconds % 3600 // 60:02d}m'
+
+
+def printable(text: str, keep: str = '') -> str:
+    """Replace control characters, which a terminal would obey, by question marks.
+
+    Args:
+        text: Text that may come from a file.
+        keep: Control characters to keep.
+    """
+    return ''.join(character if character.isprintable() or character in keep else '?' for character in text)

@@ -1,15 +1,21 @@
-"""All 39 configs: they load, build, train a step and predict, and say what was published."""
+"""All 39 configs load, build, train a step and predict, and state the published results."""
 
 import copy
 import importlib
+import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import mmcv
 import numpy as np
 import pytest
 import torch
 from mmengine.dataset import pseudo_collate
-from mmengine.registry import DefaultScope
+from mmengine.registry import TRANSFORMS, DefaultScope
 
+from mmplugin import registration, stack
 from mmplugin.backbones import FAMILIES
 from mmplugin.config_edits import dicts, is_segmentation
 from mmplugin.data.synthetic import ensure_mini_ade, ensure_mini_coco
@@ -34,7 +40,7 @@ PUBLISHED = {  # the papers' tables: box AP, mask AP, mIoU of Semantic FPN
 
 @pytest.fixture(scope='session')
 def mini_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small mini set, under the names that --mini looks for."""
+    """Draw a small built-in set where --mini looks for it."""
     root = tmp_path_factory.mktemp('mini')
     drawn = {'ensure_mini_coco': ensure_mini_coco(root, 4, 2), 'ensure_mini_ade': ensure_mini_ade(root, 4, 2)}
     with pytest.MonkeyPatch.context() as patch:
@@ -44,7 +50,7 @@ def mini_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _samples(cfg, loader: str, count: int) -> dict:
-    """A collated batch of the config's own pipeline."""
+    """Return a collated batch from the pipeline of the config."""
     scope = cfg.default_scope
     registry = importlib.import_module(f'{scope}.registry')
     importlib.import_module(f'{scope}.datasets')
@@ -54,9 +60,9 @@ def _samples(cfg, loader: str, count: int) -> dict:
 
 
 def _shrink(cfg) -> None:
-    """Pictures of a third of the size: what is tested does not depend on it, what it costs does."""
+    """Use images of a third of the size, for speed only."""
     for step in dicts([cfg.train_dataloader, cfg.val_dataloader]):
-        if step.get('type') in ('Resize', 'RandomResize', 'AlignResize'):
+        if step.get('type') in ('Resize', 'RandomResize'):
             step['scale'] = (96, 64)
         elif step.get('type') == 'RandomCrop':
             step['crop_size'] = (64, 64)
@@ -71,16 +77,16 @@ def test_every_arch_has_three_configs():
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_states_what_was_published(name: str):
+def test_the_first_line_states_the_published_result(name: str):
     head, variant = name.split('_', 1)
     line = (configs_root() / HEADS[head] / f'{name}.py').read_text().splitlines()[0]
     numbers = PUBLISHED.get(variant, (None, None, None))
-    wanted = {
+    expected = {
         'maskrcnn': f'box AP {numbers[0]}, mask AP {numbers[1]}' if numbers[0] else 'Published: none.',
         'retinanet': 'box AP 32.7' if variant == 'evit_m4' else 'Published: none.',
         'semfpn': f'mIoU {numbers[2]}' if numbers[2] else 'Published: none.',
     }
-    assert wanted[head] in line
+    assert expected[head] in line
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -94,10 +100,10 @@ def test_trains_a_step_and_predicts(name: str, mini_root: Path):
     assert torch.isfinite(loss)
     loss.backward()
     without = [key for key, value in model.named_parameters() if value.requires_grad and value.grad is None]
-    assert not without, 'these take no part in the loss, which stops distributed training'
+    assert not without, 'parameters without a gradient stop distributed training'
     model.eval()
     batch = _samples(cfg, 'val_dataloader', 1)
-    if is_segmentation(cfg):  # an odd size, as the test pipeline never makes one
+    if is_segmentation(cfg):  # a size that is not a multiple of 32
         batch['inputs'] = [torch.zeros(3, 97, 131, dtype=torch.uint8)]
         batch['data_samples'][0].set_metainfo(dict(ori_shape=(101, 135), img_shape=(97, 131)))
     with torch.no_grad():
@@ -113,7 +119,7 @@ def test_trains_a_step_and_predicts(name: str, mini_root: Path):
     'name', ['maskrcnn_v1_l1', 'retinanet_v2_l', 'maskrcnn_evit_m4', 'semfpn_v2_s0', 'semfpn_v1_l7']
 )
 def test_full_recipe_is_the_authors(name: str):
-    """Facts of the papers and released configs, typed here a second time on purpose."""
+    """Compare with numbers of the papers and released configs, typed independently."""
     cfg = load_config(name)
     head, family, _ = name.split('_')
     optimizer = cfg.optim_wrapper.optimizer
@@ -175,17 +181,124 @@ def test_strides_that_do_not_fit_are_refused(name: str, option: dict, message: s
         build_model(load_config(name, cfg_options={**option, 'model.backbone.init_cfg': None}))
 
 
-def test_align_resize_gives_the_sizes_worked_out_by_hand():
-    from mmplugin.data.transforms import AlignResize
+SIZES = {  # (height, width): fit into 2048 x 512, then up to a multiple of 32
+    (512, 683): (512, 704),  # factor 1: 512 and 683 -> 704
+    (375, 500): (512, 704),  # 512/375: 512 and 682.67 -> 683 -> 704
+    (500, 375): (704, 512),
+    (300, 1800): (352, 2048),  # 2048/1800 is the smaller factor: 341.33 -> 341 -> 352
+    (1000, 1001): (512, 544),  # 0.512: 512 and 512.5 -> 513 -> 544
+}
 
-    worked = {  # (height, width): fit into 2048 x 512, then up to a multiple of 32
-        (512, 683): (512, 704),  # factor 1: 512 and 683 -> 704
-        (375, 500): (512, 704),  # 512/375: 512 and 682.67 -> 683 -> 704
-        (500, 375): (704, 512),
-        (300, 1800): (352, 2048),  # 2048/1800 is the smaller factor: 341.33 -> 341 -> 352
-        (1000, 1001): (512, 544),  # 0.512: 512 and 512.5 -> 513 -> 544
-    }
-    for (height, width), expected in worked.items():
-        results = AlignResize(scale=(2048, 512), divisor=32)({'img': np.zeros((height, width, 3), dtype=np.uint8)})
-        assert results['img'].shape[:2] == results['img_shape'] == expected
-        assert results['scale_factor'] == (expected[1] / width, expected[0] / height)
+
+def _aligned(image: np.ndarray, ratio: float = 1.0) -> np.ndarray:
+    """Resize as the authors' ``AlignResize`` does: keep the ratio, then stretch both sides to a multiple of 32."""
+    image = mmcv.imrescale(image, tuple(int(side * ratio + 0.5) for side in (2048, 512)))
+    height, width = (math.ceil(side / 32) * 32 for side in image.shape[:2])
+    return mmcv.imresize(image, (width, height))
+
+
+def _build_transforms(steps: list[dict]) -> list:
+    importlib.import_module('mmseg.datasets.transforms')
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        return [TRANSFORMS.build(copy.deepcopy(step)) for step in steps]
+
+
+@pytest.mark.parametrize(('size', 'expected'), SIZES.items())
+def test_segmentation_resizes_as_the_published_evaluations(size: tuple[int, int], expected: tuple[int, int]):
+    cfg = load_config('semfpn_v2_s0')
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    assert [step.type for step in cfg.test_pipeline[1:4]] == ['Resize', 'ResizeToMultiple', 'LoadAnnotations']
+    results = {'img': image.copy(), 'img_shape': size, 'seg_fields': []}
+    for transform in _build_transforms(cfg.test_pipeline[1:3]):
+        results = transform(results)
+    assert results['img'].shape[:2] == results['img_shape'] == expected
+    np.testing.assert_array_equal(results['img'], _aligned(image))
+
+
+def test_augmented_tests_resize_as_the_published_evaluations():
+    scales, to_multiple = load_config('semfpn_v2_s0').tta_pipeline[1].transforms[:2]
+    image = np.random.default_rng(0).integers(0, 256, (375, 500, 3), dtype=np.uint8)
+    (multiple,) = _build_transforms(to_multiple)
+    for ratio, resize in zip((0.75, 1.0, 1.25, 1.5), _build_transforms(scales), strict=True):
+        results = multiple(resize({'img': image.copy(), 'img_shape': (375, 500), 'seg_fields': []}))
+        np.testing.assert_array_equal(results['img'], _aligned(image, ratio))
+
+
+def test_the_ground_truth_keeps_its_size(mini_root: Path):
+    for name in ('semfpn_v2_s0', 'maskrcnn_v2_s0'):
+        cfg = load_config(name, mini=True, data_root=mini_root)
+        _shrink(cfg)
+        (sample,) = _samples(cfg, 'val_dataloader', 1)['data_samples']
+        truth = sample.gt_sem_seg.shape if is_segmentation(cfg) else sample.gt_instances.masks.masks.shape[1:]
+        assert truth == sample.ori_shape != sample.img_shape
+
+
+# What a user's own config has to import is all that this process imports.
+EVERY_PART = """
+import sys
+from mmengine import registry
+from mmengine.config import Config
+
+REGISTRIES = [value for name, value in vars(registry).items() if name.isupper() and hasattr(value, 'module_dict')]
+BUILT = {'transform': registry.TRANSFORMS, 'hook': registry.HOOKS, 'metric': registry.METRICS}
+
+def dicts(node):
+    if isinstance(node, dict):
+        yield node
+        node = list(node.values())
+    if isinstance(node, list | tuple):
+        for value in node:
+            yield from dicts(value)
+
+built = set()
+for path in sys.argv[1:]:
+    cfg = Config.fromfile(path)
+    assert cfg.pop('custom_imports')['imports'] == ['mmplugin']
+    with registry.DefaultScope.overwrite_default_scope(cfg.default_scope):
+        names = {node['type'] for node in dicts(cfg._cfg_dict) if 'type' in node}
+        missing = [name for name in names if not any(place.get(name) for place in REGISTRIES)]
+        assert not missing, f'{path}: {missing}'
+        pipelines = [cfg.train_pipeline, cfg.test_pipeline, cfg.get('tta_pipeline', [])]
+        parts = {
+            'transform': [step for pipeline in pipelines for step in pipeline],
+            'hook': [*cfg.default_hooks.values(), *cfg.custom_hooks],
+            'metric': [cfg.val_evaluator],
+        }
+        for kind, configs in parts.items():
+            for part in configs:
+                part = {key: value for key, value in part.items() if key != 'ann_file'}  # needs no data set
+                if (cfg.default_scope, repr(part)) not in built:
+                    BUILT[kind].build(part)
+                    built.add((cfg.default_scope, repr(part)))
+print(len(built))
+"""
+
+
+def test_importing_mmplugin_is_enough_for_every_part_of_every_config():
+    paths = [path for path in configs_root().rglob('*.py') if '_base_' not in path.parts]
+    environment = {**os.environ, 'PYTHONPATH': str(Path(__file__).parents[1])}
+    command = [sys.executable, '-c', EVERY_PART, *map(str, paths)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(paths) == len(NAMES) + 2
+    assert int(done.stdout.split()[-1]) > 30
+
+
+def test_every_registered_part_exists():
+    for modules in registration.PARTS.values():
+        for name, module in modules.items():
+            expected = stack.current() is stack.ONEDL or name != 'FasterDetectionMetric'
+            assert hasattr(importlib.import_module(module), name) == expected, name
+
+
+def test_evaluators_are_those_of_mmdet_and_mmseg():
+    cfg = load_config('maskrcnn_v2_s2', cfg_options={'val_evaluator.metric': 'bbox'})
+    assert (cfg.val_evaluator.type, cfg.val_evaluator.metric) == ('CocoMetric', 'bbox')
+    assert load_config('maskrcnn_v2_s2').test_evaluator.metric == ['bbox', 'segm']
+    boxes = load_config('retinanet_v2_s2')
+    assert boxes.val_evaluator.metric == 'bbox'
+    assert boxes.val_evaluator.ann_file == 'data/coco/annotations/instances_val2017.json'
+    for loader in (boxes.train_dataloader, boxes.val_dataloader, boxes.test_dataloader):
+        (step,) = [step for step in loader.dataset.pipeline if step.type == 'LoadAnnotations']
+        assert (step.with_bbox, step.with_mask) == (True, False)
+    assert load_config('semfpn_v2_s2').val_evaluator == dict(type='IoUMetric', iou_metrics=['mIoU'])

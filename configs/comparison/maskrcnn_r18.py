@@ -1,4 +1,4 @@
-# The yardstick of the mini set (docs/detection.md), not one of the 39: ResNet-18 under the same recipe.
+# Baseline on the built-in data set (docs/detection.md): ResNet-18 with the same recipe.
 _base_ = ['../_base_/models/mask_rcnn.py', '../_base_/datasets/coco.py', '../_base_/recipes/1x_v2.py']
 model = dict(
     backbone=dict(

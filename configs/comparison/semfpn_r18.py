@@ -1,4 +1,4 @@
-# The yardstick of the mini set (docs/segmentation.md), not one of the 39: ResNet-18 under the same recipe.
+# Baseline on the built-in data set (docs/segmentation.md): ResNet-18 with the same recipe.
 _base_ = ['../_base_/models/semantic_fpn.py', '../_base_/datasets/ade20k.py', '../_base_/recipes/40k_v2.py']
 model = dict(
     backbone=dict(

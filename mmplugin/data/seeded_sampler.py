@@ -1,9 +1,9 @@
-"""Randomness as a function of the seed and the position in the run, and of nothing else.
+"""Random numbers that depend only on the seed and the position in the run.
 
-mmengine seeds every worker process once. What an image goes through then depends on the number of workers, and a run
-that was stopped and resumed draws other augmentations than one that was not. Here each place in the stream of samples
-carries a seed of its own into the worker, and each iteration starts with a seed of its own, so that a resumed run
-repeats exactly what the other one did, with any number of workers, and nothing needs saving.
+mmengine seeds every worker process once. The augmentation of an image then depends on the number of workers, and a
+resumed run draws other augmentations than an uninterrupted one. Here every position in the stream of samples has its
+own seed, which travels to the worker with the index, and every iteration starts with its own seed. A resumed run thus
+repeats the uninterrupted one exactly, with any number of workers, and no random state has to be saved.
 """
 
 import random
@@ -16,38 +16,40 @@ from torch.utils.data import Sampler
 
 
 def combine_seeds(*numbers: int) -> int:
-    """A 32-bit seed out of several numbers, different for neighbours."""
+    """Return a 32-bit seed made of several numbers; neighboring numbers give unrelated seeds."""
     return int(np.random.SeedSequence([number % 2**32 for number in numbers]).generate_state(1)[0])
 
 
 def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's global random number generators."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
 
 
 class SeededIndex(int):
-    """An index into a dataset that carries the seed for its augmentation."""
+    """An index into a dataset that carries the seed of its augmentation."""
 
     seed: int
 
     def __new__(cls, index: int, seed: int) -> 'SeededIndex':
+        """Create an index with a seed."""
         self = super().__new__(cls, index)
         self.seed = seed
         return self
 
-    def __getnewargs__(self) -> tuple[int, int]:  # for pickle: on its way to a worker
+    def __getnewargs__(self) -> tuple[int, int]:  # for pickle, on the way to a worker
         return int(self), self.seed
 
 
 class SeededSampler(Sampler):
-    """Shuffles like mmengine's samplers; its indices carry seeds, and it can start anywhere.
+    """Sampler that shuffles like mmengine's, whose indices carry seeds, and which can start at any position.
 
     Args:
-        dataset: What to sample from.
-        shuffle: A new order in each pass over the dataset.
-        seed: The same in all processes; mmengine passes the run's own.
-        endless: Pass after pass without an end, as iteration-based loops want it; one pass if False.
+        dataset: The dataset to sample from.
+        shuffle: Draw a new order in every pass over the dataset.
+        seed: The same in all processes; mmengine passes the seed of the run.
+        endless: Repeat forever, as iteration-based loops require, instead of one pass.
     """
 
     def __init__(self, dataset: Sized, shuffle: bool = True, seed: int | None = None, endless: bool = False):
@@ -58,10 +60,11 @@ class SeededSampler(Sampler):
         self.start = 0
 
     def set_epoch(self, epoch: int) -> None:
+        """Set the epoch that the next pass belongs to."""
         self.epoch = 0 if self.endless else epoch
 
     def start_at(self, position: int) -> None:
-        """The next iteration begins as if this process had already had ``position`` samples of the endless stream."""
+        """Skip the first ``position`` samples of this process in the endless stream."""
         self.start = position
 
     def _pass(self, number: int) -> Iterator[SeededIndex]:
@@ -70,13 +73,13 @@ class SeededSampler(Sampler):
             generator = torch.Generator()
             generator.manual_seed(self.seed + number)
             order = torch.randperm(len(self.dataset), generator=generator).tolist()
-        for place, index in enumerate(order):
-            yield SeededIndex(index, combine_seeds(self.seed, number, place))
+        for position, index in enumerate(order):
+            yield SeededIndex(index, combine_seeds(self.seed, number, position))
 
     def _one_epoch(self) -> Iterator[SeededIndex]:
         samples = list(self._pass(self.epoch))
         missing = len(self) * self.world_size - len(samples)
-        samples += [samples[i % len(samples)] for i in range(missing)]  # every process gets as many
+        samples += [samples[i % len(samples)] for i in range(missing)]  # the same number for every process
         yield from samples[self.rank :: self.world_size]
 
     def _stream(self) -> Iterator[SeededIndex]:

@@ -1,1 +1,1 @@
-"""What the tools share: from a config to a runner, trials on built-in data, measures, pictures, report, benchmarks."""
+"""Training, testing and data checks: command lines, config to runner, reports."""

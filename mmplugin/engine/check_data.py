@@ -11,7 +11,8 @@ from rich.text import Text
 from mmplugin.config_edits import is_segmentation
 from mmplugin.data.check_coco import check_coco
 from mmplugin.data.check_seg import check_seg
-from mmplugin.engine.config import Settings, load_config
+from mmplugin.engine.arguments import CfgOptions
+from mmplugin.engine.config import load_config
 from mmplugin.errors import UserError
 from mmplugin.findings import ERROR, NOTE, WARNING, Finding, by_severity, has_errors
 
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     parser.add_argument('--fast', action='store_true', help='JSON and folders, and only a few images and masks')
     parser.add_argument('--data-root', help='folder of your own data')
     parser.add_argument('--classes', help='your class names, separated by commas')
-    parser.add_argument('--cfg-options', nargs='+', action=Settings, help='settings to override: key=value ...')
+    parser.add_argument('--cfg-options', nargs='+', action=CfgOptions, help='settings to override: key=value ...')
     options = parser.parse_args(argv)
     classes = options.classes.split(',') if options.classes else None
     cfg = load_config(options.config, data_root=options.data_root, classes=classes, cfg_options=options.cfg_options)

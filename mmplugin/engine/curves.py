@@ -1,4 +1,4 @@
-"""What a run wrote about itself, and pictures of it."""
+"""Records of a training run, and plots of them."""
 
 import io
 import json
@@ -11,21 +11,19 @@ import numpy as np
 matplotlib.use('Agg')
 from matplotlib import pyplot as plt
 
-MEASURES = ('coco/bbox_mAP', 'coco/bbox_mAP_50', 'mask/segm_mAP', 'mask/segm_mAP_50', 'mIoU', 'mBIoU')
-INK = '#888888'  # readable on light and dark pages alike
+METRICS = ('bbox_mAP', 'bbox_mAP_50', 'segm_mAP', 'segm_mAP_50', 'mIoU', 'mBIoU')  # names without their prefix
+INK = '#888888'  # readable on light and on dark pages
+MAX_NAMES = 30  # a confusion matrix of more classes has no class names
 
 
 def read_scalars(work_dir: str | Path) -> tuple[list[dict], list[dict]]:
-    """Training and evaluation records of all runs in a work folder; of repeated steps the last one counts."""
-    training, measured = {}, {}
+    """Return the training and validation records of all runs in a work folder; of repeated steps, the last one."""
+    training, validation = {}, {}
     for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
         for line in path.read_text(encoding='utf-8').splitlines():
             record = json.loads(line)
-            if 'loss' in record:
-                training[record['step']] = record
-            elif any(name in record for name in MEASURES):
-                measured[record['step']] = record
-    return [training[step] for step in sorted(training)], [measured[step] for step in sorted(measured)]
+            (training if 'loss' in record else validation)[record['step']] = record
+    return [training[step] for step in sorted(training)], [validation[step] for step in sorted(validation)]
 
 
 def _png(figure: plt.Figure) -> bytes:
@@ -52,6 +50,7 @@ def _legend(axes: plt.Axes) -> None:
 
 
 def loss_curve(training: Sequence[dict]) -> bytes | None:
+    """Plot all losses as a PNG; None for fewer than two records."""
     if len(training) < 2:
         return None
     figure, axes = _axes('Loss', 'iteration')
@@ -65,31 +64,36 @@ def loss_curve(training: Sequence[dict]) -> bytes | None:
     return _png(figure)
 
 
-def measure_curve(measured: Sequence[dict], x_label: str) -> bytes | None:
-    names = [name for name in MEASURES if any(name in record for record in measured)]
-    if not names:
+def metric_curve(validation: Sequence[dict], x_label: str) -> bytes | None:
+    """Plot the ``METRICS`` that were measured as a PNG; None if there are none."""
+    points: dict[str, list[tuple[int, float]]] = {name: [] for name in METRICS}
+    for record in validation:
+        for key, value in record.items():
+            name = key.rpartition('/')[2]
+            if name in points:
+                points[name].append((record['step'], value))
+    points = {name: found for name, found in points.items() if found}
+    if not points:
         return None
-    figure, axes = _axes('Evaluation', x_label)
-    for name in names:
-        steps = [record['step'] for record in measured if name in record]
-        values = [record[name] for record in measured if name in record]
-        axes.plot(steps, values, marker='o', markersize=4, label=name.rsplit('/', 1)[-1].replace('mAP', 'AP'))
+    figure, axes = _axes('Validation', x_label)
+    for name, found in points.items():
+        axes.plot(*zip(*found, strict=True), marker='o', markersize=4, label=name.replace('mAP', 'AP'))
     axes.set_ylim(bottom=0)
     axes.xaxis.get_major_locator().set_params(integer=True)
     _legend(axes)
     return _png(figure)
 
 
-def confusion_picture(matrix: np.ndarray, classes: Sequence[str]) -> bytes:
-    """Rows are true classes, each scaled to 100 %; the names are left out where there are too many to read."""
+def confusion_plot(matrix: np.ndarray, classes: Sequence[str]) -> bytes:
+    """Plot a confusion matrix as a PNG. Rows are true classes and sum to 100 %."""
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    few = len(classes) <= 30
-    side = 2.2 + 0.42 * len(classes) if few else 9
+    with_names = len(classes) <= MAX_NAMES
+    side = 2.2 + 0.42 * len(classes) if with_names else 9
     figure, axes = plt.subplots(figsize=(side, side))
     axes.imshow(share, cmap='Blues', vmin=0, vmax=1)
-    axes.set_title('Share of each true class (rows) found as (columns)', color=INK, fontsize=10, loc='left')
+    axes.set_title('Pixels of each true class (row) by predicted class (column), %', color=INK, fontsize=10, loc='left')
     axes.tick_params(colors=INK, length=0)
-    if few:
+    if with_names:
         axes.set_xticks(range(len(classes)), classes, rotation=60, ha='right')
         axes.set_yticks(range(len(classes)), classes)
         for row, column in np.ndindex(*share.shape):

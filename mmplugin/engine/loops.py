@@ -1,4 +1,4 @@
-"""An iteration-based loop that continues exactly where it was stopped, without loading what it skips."""
+"""ResumableIterBasedTrainLoop: resume an iteration-based run without loading the batches before."""
 
 from mmengine.runner import IterBasedTrainLoop
 from torch import nn
@@ -7,9 +7,10 @@ from mmplugin.errors import UserError
 
 
 class ResumableIterBasedTrainLoop(IterBasedTrainLoop):
-    """mmengine's loop, except that resuming moves the sampler; needs ``SeededSampler(endless=True)``."""
+    """mmengine's loop, but resuming moves the sampler to its position; requires ``SeededSampler(endless=True)``."""
 
     def run(self) -> nn.Module:
+        """Train, and return the model."""
         sampler = self.dataloader.sampler
         if not getattr(sampler, 'endless', False):
             raise UserError(

@@ -1,4 +1,4 @@
-"""BalancedCrossEntropy: classes that cover few pixels count as much as the others."""
+"""BalancedCrossEntropy: cross entropy with class weights, normalized by them."""
 
 from collections.abc import Sequence
 
@@ -8,10 +8,12 @@ from torch import Tensor, nn
 
 
 class BalancedCrossEntropy(nn.Module):
-    """Cross entropy with a weight for each class. On the stock stack mmseg's own stops at the first ignored pixel.
+    """Cross entropy with class weights, averaged over the weights of all valid pixels.
+
+    Stock mmseg's own weighted cross entropy fails at the first ignored pixel.
 
     Args:
-        class_weight: One for each class; the mean over the pixels is weighted by them.
+        class_weight: One weight per class.
     """
 
     loss_name = 'loss_ce'
@@ -21,6 +23,7 @@ class BalancedCrossEntropy(nn.Module):
         self.register_buffer('class_weight', torch.tensor(class_weight), persistent=False)
 
     def forward(self, pred: Tensor, label: Tensor, weight: None = None, ignore_index: int = 255) -> Tensor:
+        """Return the loss of (N, C, H, W) scores and (N, H, W) labels."""
         weights = self.class_weight.to(pred.dtype)
         total = weights[label[label != ignore_index]].sum()
         return F.cross_entropy(pred, label, weights, ignore_index=ignore_index, reduction='sum') / total.clamp(min=1)

@@ -1,4 +1,4 @@
-"""A config's runner, and models of either library built in one process."""
+"""Build runners and models of mmdet and mmseg in one process."""
 
 import io
 import logging
@@ -17,15 +17,15 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from mmplugin import stack
-from mmplugin.config_edits import is_segmentation, without_sync_norms
+from mmplugin.config_edits import detailed_evaluators, is_segmentation, replace_sync_norms_
 from mmplugin.convert.checkpoint_io import allowed_globals
 from mmplugin.engine.strides import check_strides
-from mmplugin.hooks.progress import quieten
+from mmplugin.hooks.progress import only_warnings_on_terminal
 
 
 @contextmanager
 def _prints_to_log() -> Iterator[None]:
-    """What pycocotools and others print inside goes to the log, whose lines the terminal does not show."""
+    """Send what pycocotools and others print to the log."""
     text = io.StringIO()
     try:
         with redirect_stdout(text):
@@ -41,32 +41,41 @@ class _QuietEvaluator(Evaluator):
             return super().evaluate(size)
 
 
-class QuietRunner(Runner):
-    """mmengine's, but the hundreds of lines that it and the libraries below it say go to its log file only."""
+class CommandRunner(Runner):
+    """mmengine's runner for the commands ``train`` and ``test``.
+
+    Its metrics measure what the report shows, see ``detailed_evaluators``. Information about the run goes to the log
+    file; the terminal shows progress and warnings.
+    """
 
     def build_logger(self, *args, **kwargs) -> MMLogger:
+        """Build the logger; only warnings and errors reach the terminal."""
         logger = super().build_logger(*args, **kwargs)
-        quieten(logger)
+        only_warnings_on_terminal(logger)
         return logger
 
     @staticmethod
     def build_dataloader(*args, **kwargs) -> DataLoader:
+        """Build a data loader without prints."""
         with _prints_to_log():
             return Runner.build_dataloader(*args, **kwargs)
 
     def build_evaluator(self, evaluator: dict | list | Evaluator) -> Evaluator:
+        """Build the metrics of a config, or what replaces them."""
         with _prints_to_log():
-            return super().build_evaluator(_QuietEvaluator(evaluator) if isinstance(evaluator, list) else evaluator)
+            if isinstance(evaluator, Evaluator) or 'metrics' in evaluator:  # an evaluator of the user's own type
+                return super().build_evaluator(evaluator)
+            return _QuietEvaluator(detailed_evaluators(evaluator))
 
 
-def prepare(cfg: Config) -> None:
-    """What must be right before anything is built: modules imported, and what needs a GPU only with one."""
+def prepare_(cfg: Config) -> None:
+    """Import what a config needs, and adapt it to the machine."""
     # Stock mmengine loads with torch's safe default, which refuses what mmengine itself saved: loss histories, numbers.
     torch.serialization.add_safe_globals(allowed_globals())
     stack.import_quietly('mmseg.models' if is_segmentation(cfg) else 'mmdet.models')
     gpu = torch.cuda.is_available()
     if not gpu:
-        without_sync_norms(cfg)
+        replace_sync_norms_(cfg)
     if cfg.env_cfg.dist_cfg.backend == 'nccl' and not gpu:
         cfg.env_cfg.dist_cfg.backend = 'gloo'
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
@@ -75,29 +84,33 @@ def prepare(cfg: Config) -> None:
             loader.setdefault('pin_memory', gpu)
             if not loader.get('num_workers'):
                 loader.persistent_workers = False
+            if name != 'train_dataloader' and loader.get('sampler', {}).get('type') == 'DefaultSampler':
+                # Metrics that keep sums only cannot drop images that fill up the last batch of some processes.
+                loader.sampler.setdefault('round_up', False)
 
 
 def build_model(cfg: Config) -> nn.Module:
-    """Builds ``cfg.model`` in the scope of its library, whatever was built before in this process."""
-    prepare(cfg)
+    """Build ``cfg.model`` in the scope of its library, whatever was built before in this process."""
+    prepare_(cfg)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         model = MODELS.build(cfg.model)
     check_strides(model)
     return model
 
 
-def _start_processes_without_gpu(cfg: Config) -> None:
-    """mmengine's own start asks for a GPU, whatever the backend, and so does its default wrapper."""
+def _init_gloo_(cfg: Config) -> None:
+    """Start a process group without GPUs; mmengine's own start and its default wrapper require one."""
     if cfg.get('launcher') == 'pytorch' and not torch.cuda.is_available() and not dist.is_initialized():
         dist.init_process_group('gloo')
         cfg.setdefault('model_wrapper_cfg', dict(type='MMDistributedDataParallel', device_ids=None))
 
 
 def build_runner(cfg: Config) -> Runner:
-    prepare(cfg)
-    _start_processes_without_gpu(cfg)
+    """Build the runner of a config, and check that the parts of its model fit together."""
+    prepare_(cfg)
+    _init_gloo_(cfg)
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore', UserWarning)  # mmdet and mmseg are chatty while they build
-        runner = QuietRunner.from_cfg(cfg)
+        warnings.simplefilter('ignore', UserWarning)  # mmdet and mmseg emit many while they build
+        runner = CommandRunner.from_cfg(cfg)
     check_strides(runner.model)
     return runner

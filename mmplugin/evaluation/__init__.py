@@ -1,1 +1,1 @@
-"""Metrics that mmdet and mmseg do not have."""
+"""Metrics that measure more than those of mmdet and mmseg, under the same names."""

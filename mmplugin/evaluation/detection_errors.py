@@ -1,4 +1,4 @@
-"""What goes wrong with detections, counted by kind."""
+"""Kinds of detection errors, after TIDE (Bolya et al., ECCV 2020)."""
 
 from collections.abc import Sequence
 
@@ -7,19 +7,21 @@ import torch
 from mmengine.dist import all_reduce
 from mmengine.evaluator import BaseMetric
 
-CORRECT, KINDS = 'correct', ('classification', 'localisation', 'both', 'duplicate', 'background', 'missed')
-EXPLAINED = {
-    'classification': 'right place, wrong class',
-    'localisation': 'right class, poor place',
-    'both': 'wrong class, poor place',
-    'duplicate': 'a second box on a thing already found',
-    'background': 'nothing is there',
-    'missed': 'a thing that no box comes near',
+from mmplugin.tables import Table
+
+CORRECT, KINDS = 'correct', ('classification', 'localization', 'both', 'duplicate', 'background', 'missed')
+MEANING = {
+    'classification': 'right location, wrong class',
+    'localization': 'right class, poor location',
+    'both': 'wrong class, poor location',
+    'duplicate': 'another box on an object that is already detected',
+    'background': 'no object at this location',
+    'missed': 'an object without any detection near it',
 }
 
 
 def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(n, m) of (n, 4) and (m, 4) boxes as x1, y1, x2, y2."""
+    """Return the (n, m) IoUs of (n, 4) and (m, 4) boxes in x1, y1, x2, y2 format."""
     low = np.maximum(a[:, None, :2], b[None, :, :2])
     high = np.minimum(a[:, None, 2:], b[None, :, 2:])
     overlap = np.clip(high - low, 0, None).prod(axis=2)
@@ -27,25 +29,28 @@ def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return overlap / np.maximum(areas[0][:, None] + areas[1][None] - overlap, 1e-9)
 
 
-def break_down(
+def classify_errors(
     boxes: np.ndarray,
     labels: np.ndarray,
     scores: np.ndarray,
     true_boxes: np.ndarray,
     true_labels: np.ndarray,
-    good: float = 0.5,
-    near: float = 0.1,
+    match_iou: float = 0.5,
+    near_iou: float = 0.1,
 ) -> dict[str, int]:
-    """Every detection gets one kind, best score first; every thing that no box explains is missed.
+    """Count the detections and objects of one image by kind.
+
+    Every detection has exactly one kind; the one with the highest score is matched first. An object that no detection
+    explains is missed.
 
     Args:
-        boxes: (n, 4), of one image, as x1, y1, x2, y2.
+        boxes: (n, 4), x1, y1, x2, y2.
         labels: (n,).
         scores: (n,).
         true_boxes: (m, 4).
         true_labels: (m,).
-        good: From this IoU on the place is right.
-        near: From this IoU on it is poor; below, nothing is there.
+        match_iou: From this IoU on, the location is right.
+        near_iou: From this IoU on, the location is poor. Below it, the detection is background.
     """
     counts = dict.fromkeys((CORRECT, *KINDS), 0)
     order = np.argsort(-scores, kind='stable')
@@ -56,20 +61,20 @@ def break_down(
     for row, label in zip(overlap, labels[order], strict=True):
         same = np.where(true_labels == label, row, 0.0)
         free = np.where(found, 0.0, same)
-        if len(row) and free.max() >= good:
+        if len(row) and free.max() >= match_iou:
             found[free.argmax()] = True
             counts[CORRECT] += 1
         else:
             wrong.append((same, np.where(true_labels == label, 0.0, row)))
     for same, other in wrong:
         best_same, best_other = (values.max() if len(values) else 0.0 for values in (same, other))
-        if best_same >= good:
+        if best_same >= match_iou:
             kind, target = 'duplicate', None
-        elif best_other >= good:
+        elif best_other >= match_iou:
             kind, target = 'classification', other.argmax()
-        elif best_same >= near:
-            kind, target = 'localisation', same.argmax()
-        elif best_other >= near:
+        elif best_same >= near_iou:
+            kind, target = 'localization', same.argmax()
+        elif best_other >= near_iou:
             kind, target = 'both', None
         else:
             kind, target = 'background', None
@@ -81,14 +86,14 @@ def break_down(
 
 
 class ErrorBreakdown(BaseMetric):
-    """Counts detections above a score by what is wrong with them, in constant memory.
+    """Number of detections per kind of error, in constant memory.
 
-    Crowds are left out, and detections that overlap them are not told apart from others.
+    Crowd regions are not part of the ground truth. Images without ground truth boxes in their data sample are skipped.
 
     Args:
-        score_thr: Weaker detections do not count; 0.3 is about where people draw boxes.
-        collect_device: Kept for OpenMMLab's sake.
-        prefix: Put before the names of the results.
+        score_thr: Detections with a lower score are ignored. 0.3 is the usual threshold for drawing.
+        collect_device: Unused; counts are reduced on the device of the process group.
+        prefix: Prefix of the names of the results.
     """
 
     default_prefix = 'errors'
@@ -99,24 +104,32 @@ class ErrorBreakdown(BaseMetric):
         self.counts = dict.fromkeys((CORRECT, *KINDS), 0)
         self._running = False
 
-    def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
+    def _start(self) -> None:
         if not self._running:
             self.counts = dict.fromkeys(self.counts, 0)
             self._running = True
+
+    def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
+        """Add a batch; the first batch of an evaluation starts from zero."""
+        self._start()
         for sample in data_samples:
-            found, truth = sample['pred_instances'], sample['gt_instances']
-            scores = _numpy(found['scores'])
-            strong = scores >= self.score_thr
-            counts = break_down(
-                _numpy(found['bboxes'])[strong],
-                _numpy(found['labels'])[strong],
-                scores[strong],
-                _numpy(truth['bboxes']),
-                _numpy(truth['labels']),
+            detections, ground_truth = sample['pred_instances'], sample.get('gt_instances', {})
+            if 'bboxes' not in ground_truth:
+                continue
+            scores = _numpy(detections['scores'])
+            above = scores >= self.score_thr
+            counts = classify_errors(
+                _numpy(detections['bboxes'])[above],
+                _numpy(detections['labels'])[above],
+                scores[above],
+                _numpy(ground_truth['bboxes']),
+                _numpy(ground_truth['labels']),
             )
             self.counts = {kind: count + counts[kind] for kind, count in self.counts.items()}
 
     def evaluate(self, size: int) -> dict[str, float]:
+        """Sum the counts of all processes."""
+        self._start()  # a process without images adds nothing
         total = torch.tensor(list(self.counts.values()))
         all_reduce(total)
         self.counts = dict(zip(self.counts, total.tolist(), strict=True))
@@ -124,7 +137,18 @@ class ErrorBreakdown(BaseMetric):
         return {f'{self.prefix}/{key}': value for key, value in self.compute_metrics([]).items()}
 
     def compute_metrics(self, results: list) -> dict[str, float]:
+        """Return the counts."""
         return dict(self.counts)
+
+    def table(self) -> Table:
+        """Return the count, share and meaning of every kind."""
+        total = max(1, sum(self.counts.values()))
+        rows = [
+            (kind, str(self.counts[kind]), f'{self.counts[kind] / total:.0%}', MEANING.get(kind, ''))
+            for kind in (CORRECT, *KINDS)
+        ]
+        title = f'Detections with score {self.score_thr} or higher'
+        return Table(title, ('kind', 'count', 'share', 'meaning'), rows, left=['meaning'])
 
 
 def _numpy(values: torch.Tensor | np.ndarray) -> np.ndarray:

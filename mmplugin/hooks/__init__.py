@@ -1,5 +1,5 @@
 """Hooks for mmengine's runner, registered in its root ``HOOKS``."""
 
-from .freeze_norm import FreezeNormHook
+from mmplugin.hooks.freeze_norm import FreezeNormHook
 
 __all__ = ['FreezeNormHook']

@@ -1,4 +1,4 @@
-"""FreezeNormHook: frozen norms for any part of any model."""
+"""FreezeNormHook: freeze the norm layers of any part of any model."""
 
 import logging
 from collections.abc import Sequence
@@ -15,14 +15,14 @@ from mmplugin.layers import freeze_norms, norms_of
 
 
 class FreezeNormHook(Hook):
-    """Keeps the statistics of norms as loaded, in the parts that are named.
+    """Keep the statistics of norm layers as loaded.
 
-    Says once what it froze. At the end of an epoch, and before a validation, it says which frozen statistics moved all
-    the same, because something else wrote to them.
+    The hook logs once what it froze. At the end of every epoch and before every validation it logs an error if
+    something else changed the frozen statistics.
 
     Args:
         parts: Names of submodules of the model, such as ``'backbone'`` or ``'roi_head.bbox_head'``.
-        affine: Stop scale and shift too.
+        affine: Freeze scale and shift, too.
     """
 
     priority = 'VERY_LOW'  # after every hook that might put the model into training mode
@@ -35,27 +35,31 @@ class FreezeNormHook(Hook):
         self._loaded: dict[str, Tensor] = {}
 
     def before_train(self, runner: Runner) -> None:
+        """Freeze the norms, and remember their statistics."""
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         self._modules = {part: self._find(model, part) for part in self.parts}
-        learns = 'scale and shift stay too' if self.affine else 'scale and shift learn'
+        affine = 'frozen' if self.affine else 'trainable'
         for part, module in self._modules.items():
-            print_log(f'{freeze_norms(module, self.affine)} norms of {part}: statistics kept, {learns}', 'current')
+            count = freeze_norms(module, self.affine)
+            print_log(f'{count} norms of {part}: statistics frozen, scale and shift {affine}', 'current')
         if self.affine and is_model_wrapper(runner.model):
-            # The wrapper waits for a gradient of everything that could learn when it was built: build it again.
+            # The wrapper waits for gradients of all parameters that were trainable when it was built: build it again.
             runner.model = runner.wrap_model(runner.cfg.get('model_wrapper_cfg'), model)
         self._loaded = {name: value.clone() for name, value in self._statistics()}
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
-        # Loops call model.train() at the start of an epoch and after each validation; this is the first point after it.
+        """Freeze again after ``model.train()``, which loops call before an epoch and after a validation."""
         for module in self._modules.values():
             if any(norm.training for _, norm in norms_of(module)):
                 freeze_norms(module, self.affine)
 
     def after_train_epoch(self, runner: Runner) -> None:
-        self._report_moved()
+        """Check the statistics."""
+        self._report_changes()
 
     def before_val(self, runner: Runner) -> None:
-        self._report_moved()
+        """Check the statistics."""
+        self._report_changes()
 
     @staticmethod
     def _find(model: nn.Module, part: str) -> nn.Module:
@@ -74,12 +78,12 @@ class FreezeNormHook(Hook):
             if getattr(norm, statistic) is not None
         ]
 
-    def _report_moved(self) -> None:
-        moved = [name for name, value in self._statistics() if not torch.equal(value, self._loaded[name])]
-        if moved:
+    def _report_changes(self) -> None:
+        changed = [name for name, value in self._statistics() if not torch.equal(value, self._loaded[name])]
+        if changed:
             print_log(
-                f'FreezeNormHook: {len(moved)} frozen statistics moved, the first is {moved[0]}. Something else writes '
-                'to them; look for hooks or code that call train() inside an iteration or recompute statistics.',
+                f'FreezeNormHook: {len(changed)} frozen statistics changed, the first is {changed[0]}. Something else '
+                'writes to them; look for hooks or code that call train() inside an iteration or recompute statistics.',
                 'current',
                 logging.ERROR,
             )

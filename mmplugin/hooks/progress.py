@@ -1,9 +1,8 @@
-"""ProgressHook: where a long job stands, in one line: losses, speed, wait for data, remaining time."""
+"""ProgressHook: losses, speed, wait for data and remaining time in one line."""
 
 import logging
 import sys
 import time
-from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,101 +16,79 @@ from mmplugin.text import duration
 
 
 class ProgressHook(Hook):
-    """A bar where there is a terminal, else a line every so often; mmengine's own lines go to its log file only.
+    """Show a progress bar on a terminal, and a line every few seconds elsewhere.
+
+    All numbers come from mmengine's ``IterTimerHook`` and ``RuntimeInfoHook``. mmengine's own lines, which are longer,
+    go to the log file only.
 
     Args:
         every: Seconds between two lines without a terminal.
-        window: Iterations over which speed, waiting and losses are averaged.
+        window: Iterations over which times and losses are averaged.
     """
 
-    priority = 'LOWEST'
+    priority = 'LOWEST'  # after the hooks that measure
 
     def __init__(self, every: float = 20.0, window: int = 50):
-        self.every = every
+        self.every, self.window = every, window
         self.console = Console(stderr=True, highlight=False)
-        self.steps: deque[tuple[float, float]] = deque(maxlen=window)  # (seconds in all, seconds of waiting for data)
-        self.losses: deque[dict[str, float]] = deque(maxlen=window)
         self.bar: Progress | None = None
         self.last_line = 0.0
 
-    # -- training
-
     def before_run(self, runner: Runner) -> None:
-        quieten(runner.logger)
+        """Send mmengine's lines to the log file only."""
+        only_warnings_on_terminal(runner.logger)
 
     def before_train(self, runner: Runner) -> None:
-        self.mark = time.perf_counter()
-        self.first_iter = runner.iter
+        """Open the bar of the training."""
         self._open('train', runner.max_iters, runner.iter)
-
-    def before_train_epoch(self, runner: Runner) -> None:
-        self.mark = time.perf_counter()
-
-    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        self.waited = time.perf_counter() - self.mark
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
-        now = time.perf_counter()
-        self.steps.append((now - self.mark, self.waited))
-        self.mark = now
-        losses = {key: value for key, value in (outputs or {}).items() if key.startswith('loss')}
-        self.losses.append({key: float(value.detach()) for key, value in losses.items()})
-        done, total = runner.iter + 1, runner.max_iters
-        self._show('train', done, total, self._training_text(total - done), final=done == total)
-
-    def _training_text(self, left: int) -> str:
-        seconds, waiting = (sum(column) for column in zip(*self.steps, strict=True))
-        mean = {key: sum(loss.get(key, 0.0) for loss in self.losses) / len(self.losses) for key in self.losses[-1]}
-        parts = ' '.join(f'{key.removeprefix("loss_")} {value:.3f}' for key, value in mean.items())
-        speed = len(self.steps) / max(seconds, 1e-9)
-        share = waiting / max(seconds, 1e-9)
-        return f'{parts} | {speed:.2f} it/s, {share:.0%} waiting for data | {duration(left / speed)} left'
-
-    def after_train(self, runner: Runner) -> None:
-        self._close()
-
-    # -- validation and test: they differ in name only
+        """Show losses and speed."""
+        losses = [key for key in outputs or {} if key.startswith('loss')]
+        means = {key: self._mean(runner, f'train/{key}') for key in losses}
+        text = ' '.join(f'{key.removeprefix("loss_")} {value:.3f}' for key, value in means.items())
+        self._show(runner, 'train', runner.iter + 1, runner.max_iters, f'{text} | ')
 
     def before_val_epoch(self, runner: Runner) -> None:
-        self._close()
-        self.started = time.perf_counter()
-        self._open('eval', len(runner.val_dataloader), 0)
-
-    def before_test_epoch(self, runner: Runner) -> None:
-        self.started = time.perf_counter()
-        self._open('test', len(runner.test_dataloader), 0)
+        """Replace the bar of the training by one of the validation."""
+        self._open('val', len(runner.val_dataloader), 0)
 
     def after_val_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Sequence | None = None
     ) -> None:
-        self._measuring('eval', batch_idx + 1, len(runner.val_dataloader))
+        """Show the speed."""
+        self._show(runner, 'val', batch_idx + 1, len(runner.val_dataloader))
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Show the headline numbers, and go back to the training."""
+        self._close()
+        if is_main_process() and summary(metrics or {}):
+            self.console.print(f'val {summary(metrics)}')
+        if runner.iter < runner.max_iters:
+            self._open('train', runner.max_iters, runner.iter)
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        """Open the bar of the test."""
+        self._open('test', len(runner.test_dataloader), 0)
 
     def after_test_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Sequence | None = None
     ) -> None:
-        self._measuring('test', batch_idx + 1, len(runner.test_dataloader))
-
-    def _measuring(self, name: str, done: int, total: int) -> None:
-        speed = done / max(time.perf_counter() - self.started, 1e-9)
-        self._show(name, done, total, f'{speed:.2f} it/s | {duration((total - done) / speed)} left', done == total)
-
-    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        self._close()
-        if is_main_process() and metrics:
-            self.console.print(f'eval  {summary(metrics)}')
-        if runner.iter < runner.max_iters:
-            self._open('train', runner.max_iters, runner.iter)
-        self.mark = time.perf_counter()
+        """Show the speed."""
+        self._show(runner, 'test', batch_idx + 1, len(runner.test_dataloader))
 
     def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Close the bar."""
         self._close()
 
     def after_run(self, runner: Runner) -> None:
+        """Close the bar."""
         self._close()
 
-    # -- drawing
+    def _mean(self, runner: Runner, name: str) -> float:
+        return float(runner.message_hub.get_scalar(name).mean(self.window))
 
     def _open(self, name: str, total: int, done: int) -> None:
         self._close()
@@ -128,34 +105,38 @@ class ProgressHook(Hook):
             self.bar.stop()
             self.bar = None
 
-    def _show(self, name: str, done: int, total: int, text: str, final: bool) -> None:
+    def _show(self, runner: Runner, mode: str, done: int, total: int, text: str = '') -> None:
         if not is_main_process():
             return
+        due = done == total or time.monotonic() - self.last_line > self.every
+        if self.bar is None and not due:
+            return
+        seconds, waiting = self._mean(runner, f'{mode}/time'), self._mean(runner, f'{mode}/data_time')
+        text += f'{1 / max(seconds, 1e-9):.2f} it/s, {waiting / max(seconds, 1e-9):.0%} waiting for data'
+        text += f' | {duration(seconds * (total - done))} left'
         if self.bar is not None:
             self.bar.update(self.task, completed=done, text=text)
-        elif final or time.monotonic() - self.last_line > self.every:
+        else:
             self.last_line = time.monotonic()
-            self.console.print(f'{name} {done}/{total} | {text}', soft_wrap=True)
+            self.console.print(f'{mode} {done}/{total} | {text}', soft_wrap=True)
 
 
 def summary(metrics: dict[str, float]) -> str:
-    """The headline numbers of an evaluation."""
+    """Return the headline numbers of a validation in one line."""
     wanted = ('bbox_mAP', 'bbox_mAP_50', 'segm_mAP', 'segm_mAP_50', 'mIoU', 'mAcc', 'aAcc', 'mBIoU')
-    named = {key.rsplit('/', 1)[-1]: value for key, value in metrics.items()}
-    return ', '.join(f'{key.replace("mAP", "AP")} {named[key]:.3g}' for key in wanted if key in named)
+    values = {key.rpartition('/')[2]: value for key, value in metrics.items()}
+    return ', '.join(f'{key.replace("mAP", "AP")} {values[key]:.3g}' for key in wanted if key in values)
 
 
-def quieten(logger: logging.Logger) -> None:
-    """What mmengine says goes to its log file only; warnings and errors still reach the terminal.
-
-    What libraries warn of in their own use of each other does not.
-    """
+def only_warnings_on_terminal(logger: logging.Logger) -> None:
+    """Send information to the log file only; the terminal gets warnings about the user's run, and errors."""
     for handler in logger.handlers:
         if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
             handler.setLevel(max(handler.level, logging.WARNING))
-            if _users_should_see not in handler.filters:
-                handler.addFilter(_users_should_see)
+            if _concerns_the_run not in handler.filters:
+                handler.addFilter(_concerns_the_run)
 
 
-def _users_should_see(record: logging.LogRecord) -> bool:
-    return not any(noise in record.getMessage() for noise in ('deprecated', 'The prefix is not set in metric class'))
+def _concerns_the_run(record: logging.LogRecord) -> bool:
+    """Drop warnings about how the libraries use each other."""
+    return not any(text in record.getMessage() for text in ('deprecated', 'The prefix is not set in metric class'))

@@ -1,4 +1,4 @@
-"""A pretraining of a minute or two for trials without weights: the backbone first learns to name single things."""
+"""WarmStartHook: pretrain a backbone for a minute or two on crops of single objects, for trials without weights."""
 
 import math
 import sys
@@ -22,21 +22,21 @@ from mmplugin.data.synthetic.scene import OBJECT_NAMES
 from mmplugin.text import duration
 
 T = TypeVar('T')
-GRID = 4  # crops a side
+GRID = 4  # crops per side of an image
 
 
 class WarmStartHook(Hook):
-    """Before the first iteration, trains the backbone to classify crops of the built-in set; a resumed run skips it.
+    """Train the backbone to classify crops of the built-in set before the first iteration; skipped when resuming.
 
-    Crops are laid side by side to pictures of 4 x 4, whose cells are classified: a CPU takes half the time for these
-    than for as many small pictures, and the backbone meets maps as large as later.
+    The crops form images of 4 x 4 cells, and every cell is classified. On a CPU this takes half the time of as many
+    small images, and the backbone sees feature maps of the size that follows.
 
     Args:
-        steps: Batches to learn from. Every crop comes twice, the second time mirrored: drawing costs time too.
-        batch_size: Crops a step, a multiple of 16.
-        lr: Highest learning rate.
-        layer_scale: Where layer scales start. The papers' 1e-5 keeps every block closed at first, which suits hundreds
-            of epochs, not two minutes.
+        steps: Number of batches. Every crop is used twice, the second time mirrored, because drawing takes time.
+        batch_size: Crops per step, a multiple of 16.
+        lr: Peak learning rate.
+        layer_scale: Initial value of all layer scales. With the papers' 1e-5, blocks contribute almost nothing at
+            first, which suits hundreds of epochs but not two minutes.
     """
 
     priority = 'HIGH'
@@ -45,32 +45,39 @@ class WarmStartHook(Hook):
         self.steps, self.batch_size, self.lr, self.layer_scale = steps, batch_size, lr, layer_scale
 
     def before_train(self, runner: Runner) -> None:
+        """Pretrain the backbone, unless the run is resumed."""
         if runner.iter > 0:
             return
         seed_everything(combine_seeds(runner.seed or 0, 2))
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         started = time.perf_counter()
-        accuracy = self.pretrain(model.backbone, model.data_preprocessor.mean, model.data_preprocessor.std)
+        accuracy = self.pretrain_(model.backbone, model.data_preprocessor.mean, model.data_preprocessor.std)
         for value in model.backbone.state_dict().values():
-            broadcast(value)  # all processes did the same work, up to rounding
+            broadcast(value)  # the processes differ by rounding
         if is_main_process():
             seen, took = self.steps * self.batch_size, duration(time.perf_counter() - started)
             Console(stderr=True, highlight=False).print(
-                f'warm start | {seen} crops in {took}, the last ones named right: {accuracy:.0%}', soft_wrap=True
+                f'warm start | {seen} crops in {took}, accuracy on the last batches {accuracy:.0%}', soft_wrap=True
             )
 
     def _crops(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of RGB images and their labels, then the same ones mirrored."""
+        """Yield batches of RGB images and their labels, then the same batches mirrored."""
         drawn: list[tuple[Tensor, Tensor]] = []
         for start in range(0, (self.steps + 1) // 2 * self.batch_size, self.batch_size):
             crops, labels = mini_crops(self.batch_size, start=start)
-            drawn.append((_side_by_side(torch.from_numpy(crops)), torch.from_numpy(labels)))
+            drawn.append((_in_grid(torch.from_numpy(crops)), torch.from_numpy(labels)))
             yield drawn[-1]
         for images, labels in drawn[: self.steps // 2]:
-            yield images.flip(-1), labels.view(-1, GRID).flip(1).flatten()  # cells change places, too
+            yield images.flip(-1), labels.view(-1, GRID).flip(1).flatten()  # mirroring moves the cells, too
 
-    def pretrain(self, backbone: nn.Module, mean: Tensor, std: Tensor) -> float:
-        """Trains in place; ``mean`` and ``std`` (3, 1, 1) normalise RGB. Returns the accuracy of the last batches."""
+    def pretrain_(self, backbone: nn.Module, mean: Tensor, std: Tensor) -> float:
+        """Train a backbone and return the accuracy on the last batches.
+
+        Args:
+            backbone: The backbone, changed in place.
+            mean: (3, 1, 1), of RGB images.
+            std: (3, 1, 1), of RGB images.
+        """
         backbone.train()
         for name, scale in backbone.named_parameters():
             if 'layer_scale' in name:
@@ -80,8 +87,8 @@ class WarmStartHook(Hook):
         parameters = [*backbone.parameters(), *head.parameters()]
         optimizer = torch.optim.AdamW(parameters, lr=self.lr, weight_decay=0.05, fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._factor)
-        right = []
-        for images, labels in self._shown(self._crops()):
+        accuracies = []
+        for images, labels in self._with_bar(self._crops()):
             images, labels = images.to(mean.device), labels.to(mean.device)
             scores = head(self._pooled(backbone, (images - mean) / std))
             optimizer.zero_grad()
@@ -89,18 +96,18 @@ class WarmStartHook(Hook):
             nn.utils.clip_grad_norm_(parameters, 5.0)
             optimizer.step()
             schedule.step()
-            right.append((scores.argmax(1) == labels).float().mean().item())
-        return sum(right[-20:]) / max(1, len(right[-20:]))
+            accuracies.append((scores.argmax(1) == labels).float().mean().item())
+        return sum(accuracies[-20:]) / max(1, len(accuracies[-20:]))
 
-    def _shown(self, batches: Iterable[T]) -> Iterable[T]:
-        """With a bar, where there is a terminal."""
+    def _with_bar(self, batches: Iterable[T]) -> Iterable[T]:
+        """Show a progress bar if there is a terminal."""
         show = is_main_process() and sys.stderr.isatty()
         console = Console(stderr=True)
         return track(batches, 'warm start', self.steps, console=console, transient=True, disable=not show)
 
     @staticmethod
     def _pooled(backbone: nn.Module, images: Tensor) -> Tensor:
-        """The mean of every level in every cell: (crops, all channels)."""
+        """Return the mean of every level in every cell: (crops, channels of all levels)."""
         cells = [F.adaptive_avg_pool2d(level, GRID) for level in backbone(images)]
         return torch.cat(cells, 1).permute(0, 2, 3, 1).flatten(0, 2)
 
@@ -108,8 +115,8 @@ class WarmStartHook(Hook):
         return min(1.0, (step + 1) / 20) * 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
 
-def _side_by_side(crops: Tensor) -> Tensor:
-    """Crops (N * 16, size, size, 3) as pictures (N, 3, 4 * size, 4 * size)."""
+def _in_grid(crops: Tensor) -> Tensor:
+    """Arrange crops (N * 16, size, size, 3) as images (N, 3, 4 * size, 4 * size)."""
     size = crops.shape[1]
     cells = crops.view(-1, GRID, GRID, size, size, 3)
     return cells.permute(0, 5, 1, 3, 2, 4).reshape(-1, 3, GRID * size, GRID * size)

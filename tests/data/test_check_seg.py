@@ -216,5 +216,5 @@ def test_a_label_out_of_range_stops_training_before_the_loss():
         return dict(inputs=[], data_samples=[sample])
 
     hook.before_train_iter(runner, 0, batch(0, 9, 255))
-    with pytest.raises(UserError, match=r'folder/mask.png holds the label 10 .*0\.\.\.9.*check_data'):
+    with pytest.raises(UserError, match=r'folder/mask.png has the label 10 .*0 to 9.*check-data'):
         hook.before_train_iter(runner, 0, batch(3, 10, 255))

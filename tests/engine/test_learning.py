@@ -20,7 +20,7 @@ def _published(path: Path) -> None:
     config = dict(type='EfficientFormerV2', arch='s0')
     backbone = MODELS.build(config)
     mean, std = torch.tensor([123.675, 116.28, 103.53]), torch.tensor([58.395, 57.12, 57.375])
-    WarmStartHook(steps=80).pretrain(backbone, mean.view(3, 1, 1), std.view(3, 1, 1))
+    WarmStartHook(steps=80).pretrain_(backbone, mean.view(3, 1, 1), std.view(3, 1, 1))
     head = Classifier('v2', backbone.out_channels[-1], 1000, distilled=True).state_dict()
     content, _ = export(Result(backbone.state_dict(), config, 'ours', head=head), 'original')
     torch.save(wrap(content, 'original'), path)

@@ -150,15 +150,15 @@ def test_hook_freezes_what_it_is_told_and_says_so(tmp_path):
     assert neck.weight.eq(1).all()
     assert not neck.weight.requires_grad
     log = next(tmp_path.glob('*/*.log')).read_text()
-    assert log.count('1 norms of neck: statistics kept, scale and shift stay too') == 1
-    assert 'moved' not in log
+    assert log.count('1 norms of neck: statistics frozen, scale and shift frozen') == 1
+    assert 'changed' not in log
 
 
 def test_hook_notices_statistics_that_move_all_the_same(tmp_path):
     train(tmp_path, dict(type='FreezeNormHook'), misbehave=True)
     log = next(tmp_path.glob('*/*.log')).read_text()
-    assert 'norms of backbone: statistics kept, scale and shift learn' in log
-    assert 'frozen statistics moved, the first is backbone.stem.0.norm.running_mean' in log
+    assert 'norms of backbone: statistics frozen, scale and shift trainable' in log
+    assert 'frozen statistics changed, the first is backbone.stem.0.norm.running_mean' in log
 
 
 def test_hook_names_the_parts_that_exist(tmp_path):

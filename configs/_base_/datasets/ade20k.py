@@ -1,3 +1,4 @@
+# ADE20K, 150 classes, crops of 512 x 512.
 data_root = 'data/ade/ADEChallengeData2016/'
 train_pipeline = [
     dict(type='SeedSample'),
@@ -11,8 +12,10 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='AlignResize', scale=(2048, 512), divisor=32),
-    dict(type='LoadAnnotations'),  # after the resize: the truth stays at full size
+    # The published evaluations resize to a multiple of 32 instead of padding.
+    dict(type='Resize', scale=(2048, 512), keep_ratio=True),
+    dict(type='ResizeToMultiple', size_divisor=32),
+    dict(type='LoadAnnotations'),  # after resizing: the ground truth keeps the original size
     dict(type='PackSegInputs'),
 ]
 train_dataloader = dict(
@@ -31,8 +34,7 @@ val_dataloader = dict(
     batch_size=1,
     num_workers=4,
     persistent_workers=True,
-    # without round_up no image counts twice when several processes share the work
-    sampler=dict(type='DefaultSampler', shuffle=False, round_up=False),
+    sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type='ADE20KDataset',
         data_root=data_root,
@@ -41,7 +43,7 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = val_dataloader
-val_evaluator = [dict(type='SegmentationMetric')]
+val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
 test_evaluator = val_evaluator
 tta_model = dict(type='SegTTAModel')
 tta_pipeline = [
@@ -49,7 +51,11 @@ tta_pipeline = [
     dict(
         type='TestTimeAug',
         transforms=[
-            [dict(type='AlignResize', scale=(2048, 512), divisor=32, ratio=r) for r in (0.75, 1.0, 1.25, 1.5)],
+            [
+                dict(type='Resize', scale=(int(2048 * ratio), int(512 * ratio)), keep_ratio=True)
+                for ratio in (0.75, 1.0, 1.25, 1.5)
+            ],
+            [dict(type='ResizeToMultiple', size_divisor=32)],
             [dict(type='RandomFlip', prob=p, direction='horizontal') for p in (0.0, 1.0)],
             [dict(type='LoadAnnotations')],
             [dict(type='PackSegInputs')],

@@ -1,3 +1,4 @@
+# COCO 2017 with boxes and masks.
 data_root = 'data/coco/'
 train_pipeline = [
     dict(type='SeedSample'),
@@ -10,7 +11,8 @@ train_pipeline = [
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(1333, 800), keep_ratio=True),
-    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),  # after Resize: the truth stays at full size
+    # after Resize: the ground truth keeps the original size
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
 train_dataloader = dict(
@@ -44,18 +46,7 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = val_dataloader
-val_evaluator = [
-    # one evaluator each, because the names of the results per class are the same in both
-    dict(
-        type='CocoMetric', ann_file=data_root + 'annotations/instances_val2017.json', metric='bbox', classwise=True
-    ),
-    dict(
-        type='CocoMetric',
-        ann_file=data_root + 'annotations/instances_val2017.json',
-        metric='segm',
-        classwise=True,
-        prefix='mask',
-    ),
-    dict(type='ErrorBreakdown'),
-]
+val_evaluator = dict(
+    type='CocoMetric', ann_file=data_root + 'annotations/instances_val2017.json', metric=['bbox', 'segm']
+)
 test_evaluator = val_evaluator

@@ -1,23 +1,9 @@
+# COCO 2017 with boxes only.
 _base_ = 'coco.py'
-train_pipeline = [
-    dict(type='SeedSample'),
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='Resize', scale=(1333, 800), keep_ratio=True),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PackDetInputs'),
-]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(1333, 800), keep_ratio=True),
-    dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
-]
+train_pipeline, test_pipeline = _base_.train_pipeline, _base_.test_pipeline
+train_pipeline[2].with_mask = test_pipeline[2].with_mask = False  # LoadAnnotations
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
-val_evaluator = [
-    dict(type='CocoMetric', ann_file='data/coco/annotations/instances_val2017.json', metric='bbox', classwise=True),
-    dict(type='ErrorBreakdown'),
-]
+val_evaluator = dict(metric='bbox')
 test_evaluator = val_evaluator

@@ -1,3 +1,4 @@
+# Mask R-CNN with FPN. Configs add the backbone and neck.in_channels, the widths of its stages.
 model = dict(
     type='MaskRCNN',
     data_preprocessor=dict(

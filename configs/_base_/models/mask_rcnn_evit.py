@@ -1,3 +1,4 @@
+# Mask R-CNN for EfficientViT, which starts at stride 16: the neck upsamples to stride 4.
 _base_ = 'mask_rcnn.py'
 model = dict(
     backbone=dict(type='EfficientViTMSRA', norm_eval=True),

@@ -1,3 +1,4 @@
+# RetinaNet with FPN. Configs add the backbone and neck.in_channels, the widths of its last three stages.
 model = dict(
     type='RetinaNet',
     data_preprocessor=dict(
@@ -7,7 +8,7 @@ model = dict(
         bgr_to_rgb=True,
         pad_size_divisor=32,
     ),
-    # stride 4 is of no use to RetinaNet: it is not asked for, so that every parameter gets a gradient
+    # RetinaNet does not use stride 4. Without it, every parameter gets a gradient, as distributed training requires.
     backbone=dict(out_indices=(1, 2, 3)),
     neck=dict(type='FPN', out_channels=256, add_extra_convs='on_input', num_outs=5),
     bbox_head=dict(
@@ -29,7 +30,7 @@ model = dict(
     ),
     train_cfg=dict(
         assigner=dict(type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.4, min_pos_iou=0, ignore_iof_thr=-1),
-        sampler=dict(type='PseudoSampler'),  # focal loss weighs all anchors, there is nothing to sample
+        sampler=dict(type='PseudoSampler'),  # focal loss uses all anchors
         allowed_border=-1,
         pos_weight=-1,
         debug=False,

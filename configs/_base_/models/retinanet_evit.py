@@ -1,3 +1,4 @@
+# RetinaNet for EfficientViT, which starts at stride 16: the neck upsamples to stride 8.
 _base_ = 'retinanet.py'
 model = dict(
     backbone=dict(_delete_=True, type='EfficientViTMSRA', norm_eval=True),

@@ -1,3 +1,4 @@
+# Semantic FPN. Configs add the backbone and neck.in_channels, the widths of its stages.
 model = dict(
     type='EncoderDecoder',
     data_preprocessor=dict(

@@ -1,3 +1,4 @@
+# Semantic FPN for EfficientViT, which starts at stride 16: the neck upsamples to stride 4.
 _base_ = 'semantic_fpn.py'
 model = dict(
     backbone=dict(type='EfficientViTMSRA', norm_eval=True),
@@ -6,6 +7,6 @@ model = dict(
         type='UpsampledFPN',
         in_strides=(16, 32, 64),
         out_channels=256,
-        out_strides=(4, 8, 16, 32),  # measured: 8 to 64 is a seventh faster and a little worse (docs/segmentation.md)
+        out_strides=(4, 8, 16, 32),  # 8 to 64 is a seventh faster and slightly worse: docs/segmentation.md
     ),
 )

@@ -1,3 +1,4 @@
+# 1x schedule for EfficientViT: no weight decay for the attention biases.
 _base_ = '1x.py'
 optim_wrapper = dict(
     type='OptimWrapper',

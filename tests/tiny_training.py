@@ -1,0 +1,54 @@
+"""Trainings of a few iterations on a few small images."""
+
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+
+from mmplugin import stack
+from mmplugin.config_edits import dicts, is_segmentation
+from mmplugin.engine import train
+from mmplugin.engine.checkpoints import find_last_checkpoint
+from mmplugin.engine.config import load_config
+
+ROOT = Path(__file__).resolve().parents[1]
+# For scripts: stock mmdet cannot be imported without compiled operators unless mmplugin is imported first.
+IMPORT_FIRST = 'import mmplugin' if stack.current() is stack.STOCK else ''
+
+
+def tiny_config(name: str, folder: Path, **changes) -> Path:
+    """Write a complete config with six iterations, or three epochs of two iterations, to a file."""
+    cfg = load_config(name, mini=True, data_root=folder)
+    for step in dicts([cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader, cfg.get('tta_pipeline')]):
+        if step.get('type') in ('Resize', 'RandomResize'):
+            step['scale'] = (96, 64)
+        elif step.get('type') == 'RandomCrop':
+            step['crop_size'] = (64, 64)
+    if is_segmentation(cfg):
+        cfg.model.data_preprocessor.size = (64, 64)
+        cfg.train_cfg.update(max_iters=6, val_interval=6)
+        cfg.default_hooks.checkpoint.interval = 2
+    else:
+        cfg.train_cfg.update(max_epochs=3, val_interval=3)
+    cfg.train_dataloader.batch_size = 4
+    cfg.custom_hooks[-1].update(steps=2, batch_size=16)  # WarmStartHook
+    cfg.default_hooks.logger.interval = 1
+    cfg.merge_from_dict(changes)
+    return write(cfg, folder / 'tiny.py')
+
+
+def write(cfg: Config, path: Path) -> Path:
+    """Write a config to a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cfg.dump(path)
+    return path
+
+
+def run_training(config: Path, work_dir: Path, *arguments: str) -> None:
+    """Run the command ``train`` in this process."""
+    assert train.main([str(config), '--work-dir', str(work_dir), '--no-check', *arguments]) == 0
+
+
+def last_weights(work_dir: Path) -> dict[str, torch.Tensor]:
+    """Load the weights of the last checkpoint."""
+    return torch.load(find_last_checkpoint(work_dir), weights_only=False)['state_dict']
