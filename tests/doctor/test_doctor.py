@@ -1,6 +1,7 @@
 """The doctor's rules for described environments, and the doctor itself without installed packages."""
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -160,6 +161,13 @@ def test_an_environment_that_works_has_no_error(case):
 def test_gpu_against_the_architectures_of_torch(arch, archs, runs):
     facts = healthy(cuda='13.0', archs=archs, gpus=[Gpu('a GPU', arch)])
     assert (not diagnose(facts)) is runs
+
+
+def test_the_doctor_names_the_torch_versions_of_pyproject_and_constraints():
+    (lowest,) = re.findall(r'"torch>=([\d.]+)"', (ROOT / 'pyproject.toml').read_text())
+    assert lowest == stack.LOWEST_TORCH
+    assert f'torch=={stack.TESTED_TORCH}\n' in (ROOT / 'constraints.txt').read_text()
+    assert f'(tested with {stack.TESTED_TORCH}, {lowest} or later is required)' in dict(healthy().table())['torch']
 
 
 def test_the_exit_code_is_1_if_there_are_errors(monkeypatch, capsys):
