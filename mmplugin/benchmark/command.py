@@ -1,378 +1,216 @@
-"""``tools/benchmark.py``: how fast a backbone, a detector or a segmentor is, and how much memory it takes."""
+"""``mmplugin benchmark``: measure speed and memory of backbones, detectors and segmentors."""
 
 import argparse
 import datetime
-import gc
-import multiprocessing
 import os
 import platform
 import re
 import shlex
-import subprocess
 import sys
-import warnings
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from torch._inductor.codecache import PyCodeCache
 
-from mmplugin.benchmark import measure, output
-from mmplugin.benchmark import subjects as models
-from mmplugin.benchmark.sizes import parameters
+from mmplugin.benchmark import measure
+from mmplugin.benchmark.measure import METRICS, Settings, Side
+from mmplugin.benchmark.plot import accuracy_of, plot
+from mmplugin.benchmark.published import ACCURACIES, PUBLISHED, accuracies_of
+from mmplugin.benchmark.results import MES_UNITS, Model, Results, Size, conditions, size_text, tables
+from mmplugin.benchmark.sizes import ARCHS, macs, parameters
+from mmplugin.benchmark.subjects import MODES, build, expand, kind_of, short_name, timm_problem
 from mmplugin.errors import UserError
+from mmplugin.tables import show
 
-WHAT = ('infer', 'train', 'kept', 'peak')  # and, only when asked for:
-PROFILE = 'profile'
-# Threads that wait for work must sleep, or their waiting counts as the other side's processor time
-PASSIVE = {'OMP_WAIT_POLICY': 'passive', 'GOMP_SPINCOUNT': '0'}
+DEFAULT_METRICS = ('infer', 'train', 'saved', *(['peak'] if measure.resource else []))
+PLOTS = ('.png', '.svg', '.pdf')
+# A thread that waits must sleep, or its waiting counts as processor time. Processes read this when they load torch.
+PASSIVE_THREADS = {'OMP_WAIT_POLICY': 'passive', 'GOMP_SPINCOUNT': '0'}
 
 
 def parse(argv: Sequence[str] | None = None, prog: str | None = None) -> argparse.Namespace:
+    """Parse the command line. All that can be wrong with it is found before anything is measured."""
     parser = argparse.ArgumentParser(
         prog=prog,
-        description='Measure speed and memory of backbones, detectors and segmentors.',
-        epilog='Random weights, random images: speed does not depend on them, but for the few boxes a detector finds.',
+        usage='%(prog)s NAME [NAME ...] [options]',
+        description='Measure speed and memory of backbones, detectors and segmentors. Weights and images are random.',
     )
+    # fmt: off
     add = parser.add_argument
-    add('names', nargs='+', metavar='NAME', help='v2_s2, evit (a family), all, timm:v2_s2; a config by path or name')
-    add('--what', nargs='+', default=list(WHAT), metavar='W', help=f'of {", ".join(WHAT)} (the default), and {PROFILE}')
-    add('--size', nargs='+', default=['512'], metavar='HxW', help='512, or 800x1333 (height x width); several are fine')
-    add('--batch', nargs='+', default=['1'], metavar='N', help='images per inference; several are fine')
-    add('--train-batch', default='2', metavar='N', help='images per training step (%(default)s)')
-    add('--modes', nargs='+', default=['eager'], metavar='MODE', help='eager, or fused, compiled, bf16 joined by +')
-    add('--beside', metavar='NAME', help='timm, or any NAME: measured in turn with ours')
-    add('--beside-mode', default='eager', metavar='MODE', help="the other side's mode (%(default)s)")
-    add('--norms', choices=('frozen', 'learning'), default='frozen', help='of bare backbones in training')
-    add('--rounds', default='10', metavar='N', help='rounds at least, after two for warming up (%(default)s)')
-    add('--clock', choices=('wall', 'cpu'), default='wall', help='cpu: processor time, for a machine that others use')
-    add('--device', default='cpu', help='cpu, cuda, cuda:1, ...')
-    add('--threads', metavar='N', help='of torch; default: its own choice')
-    add('--peak-size', nargs='+', metavar='HxW', help='sizes of the peak memory; default: those of --size')
-    add('--mes-units', nargs=2, default=['3', '1'], metavar=('M', 'MS'), help='units of size and latency (%(default)s)')
-    add('--mes-alpha', nargs=2, default=['0.5', '1'], metavar=('SIZE', 'LATENCY'), help='exponents (%(default)s)')
-    add('--mes-score', default='100', help='base score (%(default)s)')
-    add('--machine', default=f'{platform.machine()}, {os.cpu_count()} CPU cores', help='how to call it in the tables')
-    add('--json', type=Path, metavar='FILE', help='write all numbers')
-    add('--plot', type=Path, metavar='FILE', help='published accuracy over latency: .png, .svg, .pdf')
-    add('--accuracy', help=f'the one to draw: {", ".join(models.ACCURACIES)}; default: what fits each model')
-    add('--write', type=Path, metavar='PAGE', help='replace the tables in a page such as docs/performance.md')
-    return check(parser.parse_args(argv))
-
-
-def check(options: argparse.Namespace) -> argparse.Namespace:
-    """Everything that can be wrong on the command line is found before anything is measured."""
-    for what in options.what:
-        _one_of('--what', what, (*WHAT, PROFILE))
-    options.size = [_size('--size', text) for text in options.size]
-    options.peak_size = [_size('--peak-size', text) for text in options.peak_size or []] or options.size
-    options.batch = [_count('--batch', text) for text in options.batch]
-    options.train_batch = _count('--train-batch', options.train_batch)
-    options.rounds = _count('--rounds', options.rounds)
-    options.threads = _count('--threads', options.threads) if options.threads else None
-    for mode in (*options.modes, options.beside_mode):
-        _mode(mode)
-    units = [_positive('--mes-units', text) for text in options.mes_units]
-    alphas = [_positive('--mes-alpha', text) for text in options.mes_alpha]
-    if max(alphas) > 1:
-        raise UserError(f'--mes-alpha {" ".join(options.mes_alpha)}: allowed are two numbers above 0, up to 1')
-    options.mes = output.Mes(_positive('--mes-score', options.mes_score), *units, *alphas)
-    if not re.fullmatch(r'cpu|cuda(:\d+)?', options.device):
-        raise UserError(f'--device {options.device}: allowed are cpu, cuda and cuda:NUMBER')
-    if options.device != 'cpu' and not torch.cuda.is_available():
-        raise UserError(f'--device {options.device}: torch sees no CUDA GPU; `mmplugin doctor` tells why, or use cpu')
-    if options.clock == 'cpu' and options.device != 'cpu':
-        raise UserError('--clock cpu counts processor time and says nothing about a GPU: use --clock wall there')
-    if options.accuracy:
-        _one_of('--accuracy', options.accuracy, models.ACCURACIES)
-    if options.plot and 'infer' not in options.what:
-        raise UserError('--plot draws latencies: add infer to --what')
-    if options.plot and options.plot.suffix not in ('.png', '.svg', '.pdf'):
-        raise UserError(f'--plot {options.plot}: allowed are names that end in .png, .svg or .pdf')
-    for flag, path in (('--json', options.json), ('--plot', options.plot)):
-        if path and not path.parent.is_dir():
-            raise UserError(f'{flag} {path}: the folder {path.parent} does not exist; create it, or name another one')
-    if options.write:
-        output.check_page(options.write)
-    options.names = models.expand(options.names)
+    add('names', nargs='+', metavar='NAME', help='v2_s2, evit (a family), all, timm:v2_s2, or a config by path or name')
+    add('--what', nargs='+', choices=METRICS, default=DEFAULT_METRICS, metavar='METRIC',
+        help=f'{", ".join(METRICS)}; default: {", ".join(DEFAULT_METRICS)}')
+    add('--size', nargs='+', type=_size, default=[(512, 512)], metavar='HxW', help='512 (the default), 800x1333, ...')
+    add('--batch', nargs='+', type=_count, default=[1], metavar='N', help='images per inference; default: 1')
+    add('--train-batch', type=_count, default=2, metavar='N', help='images per training step; default: 2')
+    add('--modes', nargs='+', type=_mode, default=['eager'], metavar='MODE',
+        help='of inference: eager (the default), or fused, compiled and bf16 joined by +')
+    add('--beside', metavar='NAME', help='baseline of all comparisons: timm, or any NAME')
+    add('--beside-mode', type=_mode, default='eager', metavar='MODE', help='mode of the baseline; default: eager')
+    add('--norms', choices=('frozen', 'trainable'), default='frozen', help='of bare backbones; default: frozen')
+    add('--rounds', type=_count, default=10, metavar='N', help='at least so many, after two to warm up; default: 10')
+    add('--clock', choices=('wall', 'cpu'), default='wall', help='cpu is processor time, for a busy machine')
+    add('--device', type=_device, default='cpu', help='cpu (the default), cuda, cuda:1, ...')
+    add('--threads', type=_count, metavar='N', help="of torch; default: torch's own choice")
+    add('--machine', default=f'{platform.machine()}, {os.cpu_count()} CPU cores', help='its name in the results')
+    add('--mes-units', nargs=2, type=float, default=MES_UNITS, metavar=('M', 'MS'),
+        help='million parameters and ms of the Mobile Efficiency Score; default: 3 1, as in the paper')
+    add('--json', type=Path, metavar='FILE', help='write all figures to a file')
+    add('--plot', type=Path, metavar='FILE', help='plot published accuracy over latency: .png, .svg or .pdf')
+    add('--accuracy', choices=ACCURACIES, metavar='A', help=f'of the plot: {", ".join(ACCURACIES)}')
+    # fmt: on
+    options = parser.parse_args(argv)
+    options.names = expand(options.names)
+    _check(options)
     return options
 
 
-def _one_of(flag: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise UserError(f'{flag} {value}: allowed are {", ".join(allowed)}')
-
-
-def _mode(mode: str) -> None:
-    steps = mode.split('+')
-    if not set(steps) <= set(models.STEPS) or len(set(steps)) < len(steps) or ('eager' in steps and len(steps) > 2):
-        raise UserError(f"mode '{mode}': allowed are eager, fused, compiled, bf16, joined by +, such as fused+compiled")
-
-
-def _size(flag: str, text: str) -> tuple[int, int]:
-    sides = [int(side) for side in re.findall(r'\d+', text)] if re.fullmatch(r'\d+(x\d+)?', text) else []
-    if not sides or min(sides) < 32:
-        raise UserError(f'{flag} {text}: allowed are 512 or 800x1333 (height x width), both sides 32 or more')
+def _size(text: str) -> Size:
+    sides = [int(side) for side in text.split('x')] if re.fullmatch(r'\d+(x\d+)?', text) else [0]
+    if min(sides) < 32:
+        raise argparse.ArgumentTypeError(f'{text}: allowed are 512 or 800x1333 (height x width), both sides 32 or more')
     return sides[0], sides[-1]
 
 
-def _count(flag: str, text: str) -> int:
+def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise UserError(f'{flag} {text}: allowed are whole numbers from 1')
+        raise argparse.ArgumentTypeError(f'{text}: allowed are whole numbers from 1')
     return int(text)
 
 
-def _positive(flag: str, text: str) -> float:
+def _mode(text: str) -> str:
+    steps = text.split('+')
+    if not set(steps) <= set(MODES) or len(set(steps)) < len(steps):
+        raise argparse.ArgumentTypeError(f'{text}: allowed are {", ".join(MODES)}, joined by +, such as fused+compiled')
+    return text
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r'cpu|cuda(:\d+)?', text):
+        raise argparse.ArgumentTypeError(f'{text}: allowed are cpu, cuda and cuda:NUMBER')
+    if text != 'cpu' and not torch.cuda.is_available():
+        raise argparse.ArgumentTypeError(f'{text}: torch finds no CUDA GPU. `mmplugin doctor` says why; or use cpu')
+    return text
+
+
+def _check(options: argparse.Namespace) -> None:
+    if options.clock == 'cpu' and options.device != 'cpu':
+        raise UserError('--clock cpu counts processor time, which says nothing about a GPU; use --clock wall')
+    if 'peak' in options.what and options.device == 'cpu' and not measure.resource:
+        raise UserError('--what peak: this system does not report the peak memory of a process; omit peak')
+    for flag, path in (('--json', options.json), ('--plot', options.plot)):
+        if path and not path.parent.is_dir():
+            raise UserError(f'{flag} {path}: the folder {path.parent} does not exist; create it or choose another one')
+    if min(options.mes_units) <= 0:
+        raise UserError(f'--mes-units {" ".join(map(str, options.mes_units))}: allowed are numbers above 0')
+    others = [name for name in options.names if kind_of(name) != 'backbone']
+    if options.beside == 'timm' and others:
+        raise UserError(f'--beside timm: timm has no {", ".join(others)}; name a config, or measure backbones')
+    if options.beside not in (None, 'timm'):
+        kind_of(options.beside)
+    if options.plot:
+        _check_plot(options)
+
+
+def _check_plot(options: argparse.Namespace) -> None:
+    if options.plot.suffix not in PLOTS:
+        raise UserError(f'--plot {options.plot}: allowed are names that end in {", ".join(PLOTS)}')
+    if 'infer' not in options.what:
+        raise UserError('--plot shows latencies: add infer to --what')
+    if not any(accuracy_of(accuracies_of(short_name(name)), options.accuracy) for name in options.names):
+        known = [name for name, row in PUBLISHED.items() if accuracy_of(row.accuracy, options.accuracy)]
+        wanted = options.accuracy or 'accuracy'
+        raise UserError(f'--plot: none of these models has a published {wanted}; these have: {", ".join(known)}')
+
+
+def run(options: argparse.Namespace, progress: Progress, command: str = '') -> Results:
+    """Measure all metrics of all models. A model whose process is killed costs one line, not the run."""
+    results, beside, frozen = Results(_meta(options, command)), options.beside, options.norms == 'frozen'
+    settings = Settings(
+        options.batch, options.train_batch, options.rounds, options.clock, options.device, options.threads, frozen
+    )
+    if beside == 'timm' and (problem := timm_problem()):
+        beside = results.meta['baseline'] = None
+        results.notes.append(problem)
+    task = progress.add_task('', total=len(options.names) * len(options.size) * len(options.what))
+    for name in options.names:
+        baseline = f'timm:{name.removeprefix("timm:")}' if beside == 'timm' else beside
+        _describe(filter(None, (name, baseline)), options.size, results)
+        for size in options.size:
+            for metric in options.what:
+                progress.update(task, description=f'{short_name(name)}: {metric} at {size_text(size)}')
+                _measure(metric, settings, _sides(metric, options, name, baseline), size, results)
+                progress.advance(task)
+        if options.json:  # after each model, so that an interrupted run keeps what it has
+            results.write_json(options.json)
+    return results
+
+
+def _meta(options: argparse.Namespace, command: str) -> dict[str, Any]:
+    return dict(
+        date=datetime.date.today().isoformat(),
+        machine=options.machine if options.device == 'cpu' else torch.cuda.get_device_name(options.device),
+        command=command,
+        threads=options.threads or torch.get_num_threads(),
+        torch=torch.__version__,
+        device=options.device,
+        clock=options.clock,
+        rounds=options.rounds,
+        norms=options.norms,
+        baseline=options.beside and short_name(options.beside),
+        baseline_mode=options.beside_mode,
+        mes_units=options.mes_units,
+    )
+
+
+def _describe(names: Iterable[str], sizes: Sequence[Size], results: Results) -> None:
+    for name in names:
+        if short_name(name) in [model.name for model in results.models]:
+            continue
+        counts = macs(name, sizes) if name in ARCHS else []  # other models cannot be counted without running them
+        gmacs = {size_text(size): count / 1e9 for size, count in zip(sizes, counts, strict=False)}
+        count, published = parameters(build(name, *sizes[0]).model), accuracies_of(short_name(name))
+        results.models.append(Model(short_name(name), kind_of(name), count, gmacs, published))
+
+
+def _sides(metric: str, options: argparse.Namespace, name: str, baseline: str | None) -> list[Side]:
+    """Training is eager, and peak memory is measured in the first mode only."""
+    modes = dict(infer=options.modes, peak=options.modes[:1]).get(metric, ['eager'])
+    sides = [Side(name, mode) for mode in modes]
+    if baseline and metric != 'profile':
+        sides.append(Side(baseline, options.beside_mode if metric in ('infer', 'peak') else 'eager', is_baseline=True))
+    return sides
+
+
+def _measure(metric: str, settings: Settings, sides: list[Side], size: Size, results: Results) -> None:
     try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float('inf'):
-        raise UserError(f'{flag} {text}: allowed are numbers above 0')
-    return value
-
-
-class Benchmark:
-    """Runs what the command line asks for, model after model, into ``results``."""
-
-    def __init__(self, options: argparse.Namespace, progress: Progress | None = None):
-        self.options, self.progress, self.device = options, progress, torch.device(options.device)
-        self.beside = options.beside
-        notes = []
-        if self.beside == 'timm':
-            problem = models.check_timm()
-            self.beside, notes = (None, [problem]) if problem else ('timm', [])
-        self.subjects = [models.resolve(name, options.norms == 'frozen') for name in options.names]
-        wrong = [subject.name for subject in self.subjects if subject.kind != 'backbone']
-        if self.beside == 'timm' and wrong:
-            raise UserError(f'--beside timm: timm has no {", ".join(wrong)}; name another config, or measure backbones')
-        if self.beside not in (None, 'timm'):
-            models.resolve(self.beside)
-        if options.plot and all(subject.published(options.accuracy) is None for subject in self.subjects):
-            wanted = options.accuracy or 'accuracy'
-            known = [name for name, values in models.PUBLISHED.items() if wanted in values or not options.accuracy]
-            raise UserError(f'--plot: none of these models has a published {wanted}; these have: {", ".join(known)}')
-        self.results = output.Results(self._meta(), notes=notes)
-
-    def _meta(self) -> dict:
-        options = self.options
-        return dict(
-            date=datetime.date.today().isoformat(),
-            machine=options.machine if self.device.type == 'cpu' else torch.cuda.get_device_name(self.device),
-            threads=torch.get_num_threads(),
-            torch=torch.__version__,
-            device=options.device,
-            clock='events' if self.device.type == 'cuda' else options.clock,
-            rounds=options.rounds,
-            norms=options.norms,
-            beside=self.beside,
-            beside_mode=options.beside_mode,
-            mes=vars(options.mes),
+        records = measure.measure(metric, settings, sides, size)
+    except (BrokenProcessPool, torch.OutOfMemoryError):
+        results.notes.append(
+            f'{short_name(sides[0].model)}: no {metric} at {size_text(size)}, because its process ran out of memory or '
+            'was killed; try a smaller --size or --batch'
         )
-
-    def run(self) -> output.Results:
-        options = self.options
-        steps = len(options.what) - ({'train', 'kept'} <= set(options.what))
-        task = self.progress and self.progress.add_task('', total=len(self.subjects) * steps)
-        for subject in self.subjects:
-            for what in ('infer', 'train', 'peak', 'profile'):
-                if what not in options.what and not (what == 'train' and 'kept' in options.what):
-                    continue
-                if self.progress:
-                    self.progress.update(task, description=f'{subject.name}: {what}')
-                self._alone(subject, what)
-                if self.progress:
-                    self.progress.advance(task)
-            self._describe(subject)
-            if options.json:  # after each model: whoever interrupts hours of measuring keeps what there is
-                self.results.write_json(options.json)
-        return self.results
-
-    def _alone(self, subject: models.Subject, what: str) -> None:
-        """Measures in a new process.
-
-        A long life leaves memory in pieces, which slows what comes after, and one crash shall not cost all figures.
-        """
-        changes = dict(names=[subject.name], beside=self.beside, plot=None)
-        options = argparse.Namespace(**{**vars(self.options), **changes})
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context('spawn')) as process:
-            try:
-                part = process.submit(_measured, options, what).result()
-            except BrokenProcessPool:
-                self.results.notes.append(
-                    f'{subject.name}: the process that measured {what} was killed, probably because memory ran out; '
-                    'give smaller --size or --batch'
-                )
-                return
-        for table in ('inference', 'training', 'memory', 'profile'):
-            getattr(self.results, table).extend(getattr(part, table))
-
-    def _other(self, subject: models.Subject) -> str | None:
-        return f'timm:{subject.name.removeprefix("timm:")}' if self.beside == 'timm' else self.beside
-
-    def _describe(self, subject: models.Subject) -> None:
-        sizes = self.options.size
-        macs = {f'{height}x{width}': subject.macs(height, width) for height, width in sizes}
-        self.results.models.append(
-            dict(
-                name=models.short(subject.name),
-                kind=subject.kind,
-                parameters=parameters(self._built(subject.name, sizes[0]).model),
-                macs={size: count for size, count in macs.items() if count is not None},
-                accuracy=subject.accuracy,
-                published={
-                    name: value
-                    for name in models.ACCURACIES
-                    if (value := subject.published(name)) is not None
-                    and (subject.kind == 'backbone' or name == subject.accuracy)
-                },
-            )
-        )
-
-    def _built(self, name: str, size: tuple[int, int]) -> models.Runnable:
-        return measure.built(name, *size, self.options.device, self.options.norms == 'frozen')
-
-    def _infer(self, subject: models.Subject) -> None:
-        modes = {mode: (subject.name, mode) for mode in self.options.modes}
-        if other := self._other(subject):
-            modes['beside'] = other, self.options.beside_mode
-        for size in self.options.size:
-            _forget_compiled()
-            sides = {key: self._built(name, size) for key, (name, _) in modes.items()}
-            millions = {key: parameters(side.model) / 1e6 for key, side in sides.items()}
-            calls = {key: models.variant(side, modes[key][1]) for key, side in sides.items()}
-            for batch in self.options.batch:
-                times = self._time(calls, measure.image(batch, *size, self.device))
-                for key, (name, mode) in modes.items():
-                    self._note_inference(name, size, batch, mode, times[key], millions[key])
-                    if other and key != 'beside':
-                        ratio = measure.paired_ratios(times[key], times['beside'])
-                        self.results.inference[-1]['ratio'] = ratio
-
-    def _time(self, calls: dict[str, Callable], x: torch.Tensor) -> dict[str, list[float]]:
-        with torch.inference_mode():
-            runs = {key: partial(call, x) for key, call in calls.items()}
-            return measure.in_turn(runs, self.options.rounds, self.options.clock, self.device)
-
-    def _note_inference(
-        self, name: str, size: tuple[int, int], batch: int, mode: str, times: list[float], millions: float
-    ) -> None:
-        ms = measure.spread(times)
-        self.results.inference.append(
-            dict(
-                name=models.short(name),
-                size=list(size),
-                batch=batch,
-                mode=mode,
-                ms=ms,
-                ratio=None,
-                images_per_second=batch * 1e3 / ms['median'],
-                mes=self.options.mes(millions, ms['median'] / batch),
-            )
-        )
-
-    def _train(self, subject: models.Subject) -> None:
-        what, other, batch = self.options.what, self._other(subject), self.options.train_batch
-        for size in self.options.size:
-            x = measure.image(batch, *size, self.device)
-            sides = {'ours': self._built(subject.name, size)}
-            if other:
-                sides['beside'] = self._built(other, size)
-            for side in sides.values():
-                side.model.train()
-            kept, times = {}, {}
-            if 'kept' in what:
-                kept = {name: measure.kept_bytes(side.model, side.loss, x) for name, side in sides.items()}
-            if 'train' in what:
-                steps = {name: partial(measure.training_step, side, x) for name, side in sides.items()}
-                times = measure.in_turn(steps, self.options.rounds, self.options.clock, self.device)
-            for name in sides:
-                compared = other and name == 'ours'
-                self.results.training.append(
-                    dict(
-                        name=models.short(subject.name if name == 'ours' else other),
-                        size=list(size),
-                        batch=batch,
-                        ms=measure.spread(times[name]) if times else None,
-                        ratio=measure.paired_ratios(times['ours'], times['beside']) if times and compared else None,
-                        kept=kept.get(name),
-                        kept_ratio=kept['ours'] / kept['beside'] if kept and compared else None,
-                    )
-                )
-
-    def _profile(self, subject: models.Subject) -> None:
-        for size in self.options.size:
-            side = self._built(subject.name, size)
-            side.model.train()
-            step = partial(measure.training_step, side, measure.image(self.options.train_batch, *size, self.device))
-            for operator, calls, share in measure.operator_shares(step, self.device)[: output.PROFILED]:
-                record = dict(name=models.short(subject.name), size=list(size), batch=self.options.train_batch)
-                self.results.profile.append({**record, 'operator': operator, 'calls': calls, 'share': share})
-
-    def _peak(self, subject: models.Subject) -> None:
-        options, other = self.options, self._other(subject)
-        mode, batch, first = options.modes[0], options.batch[0], None
-        for size in options.peak_size:
-            peak = measure.peak_bytes(subject.name, size, batch, mode, options.device)
-            first = first or (size, peak)
-            pixels = size[0] * size[1] / (first[0][0] * first[0][1])
-            name = models.short(subject.name)
-            record = dict(name=name, size=list(size), batch=batch, mode=mode, peak=peak, ratio=None)
-            record['growth'] = peak / first[1] / pixels if pixels > 1 and first[1] else None
-            record['growth_from'] = list(first[0])
-            if other and size == options.peak_size[0]:  # the larger ones are about growth, and timm's take minutes
-                record['ratio'] = peak / measure.peak_bytes(other, size, batch, options.beside_mode, options.device)
-            self.results.memory.append(record)
-
-
-def _forget_compiled() -> None:
-    """Frees the networks that were compiled before: inductor keeps their weights, which are constants of its code."""
-    torch.compiler.reset()
-    PyCodeCache.cache_clear()
-    gc.collect()
-
-
-def _measured(options: argparse.Namespace, what: str) -> output.Results:
-    """What a new process does: one kind of figure of one model."""
-    _set_up(options)
-    benchmark = Benchmark(options)
-    actions = dict(infer=benchmark._infer, train=benchmark._train, peak=benchmark._peak, profile=benchmark._profile)
-    actions[what](*benchmark.subjects)
-    return benchmark.results
-
-
-def _set_up(options: argparse.Namespace) -> None:
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    # torch.compile traces through our caches of index tables: meant so, their results are constants
-    warnings.filterwarnings('ignore', message='Dynamo detected a call to a `functools.lru_cache`')
+        return
+    (results.profile if metric == 'profile' else results.measurements).extend(records)
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
-    options = parse(argv, prog)
+    """Run the command."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    if options.clock == 'cpu' and any(os.environ.get(name) != value for name, value in PASSIVE.items()):
-        return _again_with_passive_threads(argv)
-    _set_up(options)
+    options = parse(argv, prog)
+    if options.clock == 'cpu':
+        os.environ.update(PASSIVE_THREADS)
     columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        results = Benchmark(options, progress).run()
-    output.print_results(results, Console(highlight=False))
-    if options.write:
-        output.write_page(options.write, results, shlex.join(['python', 'tools/benchmark.py', *argv]))
+        results = run(options, progress, shlex.join(['mmplugin', 'benchmark', *argv]))
+    console = Console(highlight=False)
+    show(tables(results), console)
+    for line in conditions(results):
+        console.print(line, soft_wrap=True, markup=False)
     if options.plot:
-        output.plot(results, options.plot, options.accuracy)
+        plot(results, options.plot, options.accuracy)
     return 0
-
-
-def _again_with_passive_threads(argv: list[str]) -> int:
-    """The threads read their settings when torch is loaded, so it takes a new process."""
-    root = str(Path(__file__).parents[2])
-    path = os.pathsep.join(filter(None, (root, os.environ.get('PYTHONPATH'))))
-    command = [sys.executable, '-m', 'mmplugin.cli', 'benchmark', *argv]
-    return subprocess.run(command, env={**os.environ, **PASSIVE, 'PYTHONPATH': path}, check=False).returncode

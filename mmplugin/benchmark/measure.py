@@ -1,178 +1,251 @@
-"""Time, memory kept for backward, peak memory, operators. Everything that is compared runs in turn, in one process."""
+"""Measure time, memory saved for backward, peak memory and operators.
 
-import json
-import resource
+``torch.utils.benchmark.Timer`` runs one statement after the other. Here the sides of a comparison alternate: whatever
+slows the machine for a while slows all of them, and each round gives one ratio.
+"""
+
+import multiprocessing
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.benchmark import timer
 
-from mmplugin.benchmark.subjects import Runnable, resolve, variant
-from mmplugin.errors import UserError
+from mmplugin.benchmark.results import Measurement, OperatorShare, Size
+from mmplugin.benchmark.subjects import Subject, apply_mode_, build, kind_of, short_name
+from mmplugin.layers import freeze_norms
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 WARM_UP = 2
-MOST_ROUNDS, ENOUGH_SECONDS = 40, 5.0  # beyond the rounds asked for, until one of them is reached
+EXTRA, EXTRA_SECONDS = 4, 5.0  # short calls run up to 4 times the rounds, for up to 5 seconds
+OPERATORS = 12  # operators of a training step that are listed
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median and quartiles."""
-    low, median, high = statistics.quantiles(values, n=4, method='inclusive') if len(values) > 1 else values * 3
-    return dict(median=median, low=low, high=high)
+class Side(NamedTuple):
+    """One side of a comparison: a model, how it runs, and whether the others are compared with it."""
+
+    model: str
+    mode: str = 'eager'
+    is_baseline: bool = False
 
 
-def paired_ratios(ours: Sequence[float], others: Sequence[float]) -> dict[str, float]:
-    """Each round gives one ratio: what slows a machine for a while slows both sides of it."""
-    return spread([a / b for a, b in zip(ours, others, strict=True)])
+@dataclass(frozen=True)
+class Settings:
+    """The conditions of all measurements."""
+
+    batches: Sequence[int] = (1,)  # images per inference
+    train_batch: int = 2
+    rounds: int = 10
+    clock: str = 'wall'  # or cpu: the processor time of all threads
+    device: str = 'cpu'
+    threads: int | None = None  # None is torch's own choice
+    freeze_norms: bool = True  # of bare backbones in training; a config decides for itself
 
 
-def milliseconds(call: Callable[[], object], clock: str, device: torch.device) -> float:
-    """Wall clock, or the processor time of all threads. A GPU is measured by its own events, its queue empty before."""
-    if device.type == 'cuda':
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        torch.cuda.synchronize(device)
-        start.record()
-        call()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end)
-    now = time.process_time if clock == 'cpu' else time.perf_counter
+def measure(metric: str, settings: Settings, sides: Sequence[Side], size: Size) -> list:
+    """Measure one metric of all sides in a new process, and return a list of records.
+
+    A process that has run for long has fragmented memory, which slows later models, and one that is killed would take
+    all other figures with it. Peak memory takes one process per side: memory that one side frees would serve the other.
+
+    Raises:
+        BrokenProcessPool: If the process is killed.
+    """
+    if metric != 'peak':
+        return _in_new_process(METRICS[metric], settings, sides, size)
+    peaks = {side: [_in_new_process(peak_memory, settings, side, size)] for side in sides}
+    return compare(metric, size, settings.batches[0], peaks)
+
+
+def _in_new_process(function: Callable, *args: object) -> Any:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context('spawn')) as pool:
+        return pool.submit(_with_settings, function, *args).result()
+
+
+def _with_settings(function: Callable, settings: Settings, *args: object) -> Any:
+    if ':' in settings.device:
+        torch.cuda.set_device(settings.device)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    # torch.compile traces through caches of index tables. That is intended: their results are constants.
+    warnings.filterwarnings('ignore', message='Dynamo detected a call to a `functools.lru_cache`')
+    return function(settings, *args)
+
+
+def inference(settings: Settings, sides: Sequence[Side], size: Size) -> list[Measurement]:
+    """Time inference."""
+    calls = {side: apply_mode_(_build(settings, side, size), side.mode) for side in sides}
+    records = []
+    for batch in settings.batches:
+        x = _images(batch, size, settings.device)
+        with torch.inference_mode():
+            times = interleave({side: partial(call, x) for side, call in calls.items()}, settings)
+        records += compare('infer', size, batch, times)
+    return records
+
+
+def training(settings: Settings, sides: Sequence[Side], size: Size) -> list[Measurement]:
+    """Time forward and backward. The optimizer is omitted, because its part is the same for all."""
+    steps = {side: _training_step(settings, side, size) for side in sides}
+    return compare('train', size, settings.train_batch, interleave(steps, settings))
+
+
+def memory_saved(settings: Settings, sides: Sequence[Side], size: Size) -> list[Measurement]:
+    """Count the bytes that autograd saves in one training step."""
+    x = _images(settings.train_batch, size, settings.device)
+    subjects = {side: _build(settings, side, size, train=True) for side in sides}
+    saved = {side: [saved_for_backward(subject.model, subject.loss, x)] for side, subject in subjects.items()}
+    return compare('saved', size, settings.train_batch, saved)
+
+
+def peak_memory(settings: Settings, side: Side, size: Size) -> float:
+    """Return the highest memory during one inference, in bytes beyond what the loaded model took before it."""
+    call = apply_mode_(_build(settings, side, size), side.mode)
+    warm_up = apply_mode_(_build(settings, Side('v2_s0'), (64, 64)), 'eager')
+    x = _images(settings.batches[0], size, settings.device)
+    with torch.inference_mode():
+        warm_up(_images(1, (64, 64), settings.device))  # memory that libraries take on first use counts for no side
+        before = _restart_peak(settings.device)
+        call(x)
+        return max(0, _peak(settings.device) - before)
+
+
+def operator_profile(settings: Settings, sides: Sequence[Side], size: Size) -> list[OperatorShare]:
+    """Find the operators with the largest shares of one training step. Operators that they call are not included."""
+    step, on_gpu = _training_step(settings, sides[0], size), settings.device != 'cpu'
+    step()
+    with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu) as record:
+        step()
+    events = record.key_averages()
+    times = [event.self_device_time_total if on_gpu else event.self_cpu_time_total for event in events]
+    name, total = short_name(sides[0].model), max(1, sum(times))
+    shares = [
+        OperatorShare(name, size, settings.train_batch, event.key, event.count, own / total)
+        for event, own in zip(events, times, strict=True)
+    ]
+    return sorted(shares, key=lambda share: -share.share)[:OPERATORS]
+
+
+METRICS: dict[str, Callable] = {
+    'infer': inference,
+    'train': training,
+    'saved': memory_saved,
+    'peak': peak_memory,
+    'profile': operator_profile,
+}
+
+
+def interleave(calls: Mapping[Side, Callable[[], object]], settings: Settings) -> dict[Side, list[float]]:
+    """Time all calls, one after the other, for a number of rounds. Return milliseconds."""
+    times: dict[Side, list[float]] = {side: [] for side in calls}
+    for _ in range(WARM_UP):
+        for call in calls.values():
+            call()
+    done, start, most = 0, time.perf_counter(), EXTRA * settings.rounds
+    while done < settings.rounds or (done < most and time.perf_counter() - start < EXTRA_SECONDS):
+        for side, call in calls.items():
+            times[side].append(_milliseconds(call, settings))
+        done += 1
+    return times
+
+
+def _milliseconds(call: Callable[[], object], settings: Settings) -> float:
+    now = time.process_time if settings.clock == 'cpu' else timer  # torch's timer waits for the GPU
     start = now()
     call()
     return (now() - start) * 1e3
 
 
-def in_turn(
-    calls: dict[str, Callable[[], object]], rounds: int, clock: str, device: torch.device
-) -> dict[str, list[float]]:
-    """Milliseconds of every call, one after the other, ``rounds`` times over; short ones more often, which is cheap."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(WARM_UP):
-        for call in calls.values():
-            call()
-    done, started = 0, time.perf_counter()
-    while done < rounds or (done < MOST_ROUNDS and time.perf_counter() - started < ENOUGH_SECONDS):
-        for name, call in calls.items():
-            times[name].append(milliseconds(call, clock, device))
-        done += 1
-    return times
+def compare(metric: str, size: Size, batch: int, values: Mapping[Side, Sequence[float]]) -> list[Measurement]:
+    """Return a record per side, with quartiles of its values and of its ratios to the baseline within a round."""
+    baseline = next((side for side in values if side.is_baseline), None)
+    records = []
+    for side, own in values.items():
+        low, value, high = _quartiles(own)
+        record = Measurement(metric, short_name(side.model), size, batch, side.mode, value, low, high)
+        record.is_baseline = side.is_baseline
+        if baseline and not side.is_baseline:
+            ratios = [a / b for a, b in zip(own, values[baseline], strict=True)]
+            record.ratio_low, record.ratio, record.ratio_high = _quartiles(ratios)
+        records.append(record)
+    return records
 
 
-def kept_bytes(model: nn.Module, loss: Callable[[Tensor], Tensor], x: Tensor) -> int:
-    """Bytes that autograd keeps between forward and backward, beyond parameters and buffers.
+def _quartiles(values: Sequence[float]) -> Sequence[float]:
+    return statistics.quantiles(values, n=4, method='inclusive') if len(values) > 1 else [*values] * 3
 
-    Each storage counts once and whole, however many views of it are kept.
+
+def saved_for_backward(model: nn.Module, loss: Callable[[Tensor], Tensor], x: Tensor) -> int:
+    """Return the bytes that autograd saves between forward and backward, beyond parameters and buffers.
+
+    Each storage counts once and in full, however many views of it are saved.
     """
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-    kept: dict[int, int] = {}
+    saved: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
+            saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        result = loss(x)  # alive until counted, so that no address is given away twice
+        result = loss(x)  # keeps the graph alive, so that no address is used twice while counting
     del result
-    return sum(kept.values())
+    return sum(saved.values())
 
 
-def training_step(runnable: Runnable, x: Tensor) -> None:
-    """Forward and backward; the optimizer's part is the same for all and left out."""
-    for parameter in runnable.model.parameters():
-        parameter.grad = None
-    runnable.loss(x).backward()
-
-
-def operator_shares(step: Callable[[], object], device: torch.device) -> list[tuple[str, int, float]]:
-    """Where one training step goes: (operator, calls, share of all operators' own time), the longest first."""
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == 'cuda' else [])]
-    step()
-    with profile(activities=activities) as record:
-        step()
-    events = record.key_averages()
-    times = [event.self_device_time_total if device.type == 'cuda' else event.self_cpu_time_total for event in events]
-    shares = [(event.key, event.count, time / max(1, sum(times))) for event, time in zip(events, times, strict=True)]
-    return sorted(shares, key=lambda share: -share[2])
-
-
-def image(batch: int, height: int, width: int, device: torch.device | str = 'cpu') -> Tensor:
-    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(0)).to(device)
-
-
-def built(name: str, height: int, width: int, device: torch.device | str, frozen: bool = True) -> Runnable:
+def _build(settings: Settings, side: Side, size: Size, train: bool = False) -> Subject:
     torch.manual_seed(0)
-    runnable = resolve(name, frozen).build(height, width)
-    runnable.model.to(device)
-    return runnable
+    subject = build(side.model, *size)
+    subject.model.to(settings.device).train(train)
+    if settings.freeze_norms and kind_of(side.model) == 'backbone':
+        freeze_norms(subject.model)
+    return subject
 
 
-def peak_bytes(name: str, size: tuple[int, int], batch: int, mode: str, device: str) -> int:
-    """Highest memory during one inference, beyond what was there before it.
+def _training_step(settings: Settings, side: Side, size: Size) -> Callable[[], None]:
+    subject, x = _build(settings, side, size, train=True), _images(settings.train_batch, size, settings.device)
 
-    On a CPU that is a process of its own: the high-water mark of a process never falls.
-    """
+    def step() -> None:
+        subject.model.zero_grad(set_to_none=True)
+        subject.loss(x).backward()
+
+    return step
+
+
+def _images(batch: int, size: Size, device: str) -> Tensor:
+    return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0)).to(device)
+
+
+def _restart_peak(device: str) -> int:
+    """Forget the peak so far and return the memory in use. On a CPU, only Linux allows that."""
+    clear = Path('/proc/self/clear_refs')
     if device != 'cpu':
-        return _peak_here(name, size, batch, mode, device)
-    request = json.dumps([name, size, batch, mode, device, torch.get_num_threads()])
-    root = str(Path(__file__).parents[2])
-    program = f'import sys; sys.path.insert(0, {root!r}); from {__name__} import child; child()'
-    command = [sys.executable, '-c', program, request]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ['no message'])[-1]
-        raise UserError(
-            f'peak memory of {name} at {size[0]}x{size[1]}: its process ended with {done.returncode} ({last}). '
-            'If memory ran out (-9), give smaller --peak-size or --batch; else leave peak out of --what'
-        )
-    return json.loads(done.stdout.splitlines()[-1])
+        torch.cuda.reset_peak_memory_stats(device)
+    elif clear.exists():
+        clear.write_text('5')
+    return _peak(device)
 
 
-def child() -> None:
-    """Answers one request of ``peak_bytes``."""
-    *request, threads = json.loads(sys.argv[1])
-    torch.set_num_threads(threads)
-    sys.stdout.write(f'\n{json.dumps(_peak_here(*request))}\n')
-
-
-def _peak_here(name: str, size: Sequence[int], batch: int, mode: str, device: str) -> int:
-    runnable, warm_up = built(name, *size, device), built('v2_s0', 64, 64, 'cpu').model.eval()
-    x = image(batch, *size, device)
-    with torch.inference_mode():
-        call = variant(runnable, mode)
-        if device != 'cpu':
-            torch.cuda.synchronize(device)
-            torch.cuda.reset_peak_memory_stats(device)
-            before = torch.cuda.memory_allocated(device)
-            call(x)
-            torch.cuda.synchronize(device)
-            return torch.cuda.max_memory_allocated(device) - before
-        # what the first convolution of a process loads and allocates once belongs to neither side
-        warm_up(image(1, 64, 64))
-        before = _restart_high_water()
-        call(x)
-        return max(0, _high_water() - before)
-
-
-def _restart_high_water() -> int:
-    """Linux lets a process forget its peak; elsewhere a peak below that of start-up is not seen."""
-    try:
-        Path('/proc/self/clear_refs').write_text('5')
-    except OSError:
-        return _high_water()
-    return _high_water()
-
-
-def _high_water() -> int:
-    unit = 1 if sys.platform == 'darwin' else 1024
-    try:
-        status = Path('/proc/self/status').read_text()
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return int(status.partition('VmHWM:')[2].split()[0]) * 1024
+def _peak(device: str) -> int:
+    if device != 'cpu':
+        return torch.cuda.max_memory_allocated(device)
+    status = Path('/proc/self/status')
+    if status.exists():
+        return int(status.read_text().partition('VmHWM:')[2].split()[0]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)

@@ -1,64 +1,83 @@
-"""The benchmark: what it refuses, what it counts, and the tables it writes. No test looks at a clock."""
+"""The benchmark: what it refuses, what it counts, and what it writes. No test depends on a clock."""
 
 import json
 import os
-from types import SimpleNamespace
+import subprocess
+import sys
+from functools import partial
 
 import pytest
 import torch
+from rich.progress import Progress
 from torch import nn
 
 from mmplugin import cli
-from mmplugin.benchmark import command as benchmark
-from mmplugin.benchmark import measure as benchmark_measure
-from mmplugin.benchmark import output as benchmark_output
-from mmplugin.benchmark import subjects as benchmark_models
-from mmplugin.errors import UserError
+from mmplugin.benchmark import command, measure, plot, results, subjects
+from mmplugin.benchmark.measure import Settings, Side
+from mmplugin.benchmark.results import Measurement, Model, OperatorShare, Results
 
-TINY = ('evit_m0', '--size', '64', '--rounds', '2')
+TINY = ('evit_m0', '--size', '32', '--rounds', '1')
 
 
 @pytest.mark.parametrize(
     ('argv', 'message'),
     [
-        (['v2_s9'], "'v2_s9' is no arch .*v2_s0.*no config 'v2_s9'"),
-        (['timm:v2_s9'], 'no counterpart .*allowed after timm: are v1_l1'),
-        (['v2_s0', '--modes', 'fast'], "mode 'fast': allowed are eager, fused"),
-        (['v2_s0', '--modes', 'fused+fused'], 'allowed are eager, fused'),
-        (['v2_s0', '--size', '16'], '--size 16: allowed are 512 or 800x1333'),
-        (['v2_s0', '--size', '64x'], '--size 64x: allowed'),
-        (['v2_s0', '--batch', '0'], '--batch 0: allowed are whole numbers from 1'),
-        (['v2_s0', '--rounds', 'many'], '--rounds many: allowed'),
-        (['v2_s0', '--what', 'speed'], '--what speed: allowed are infer, train, kept, peak, profile'),
-        (['v2_s0', '--device', 'tpu'], '--device tpu: allowed are cpu, cuda'),
-        (['v2_s0', '--mes-units', '3', '0'], '--mes-units 0: allowed are numbers above 0'),
-        (['v2_s0', '--mes-alpha', '0.5', '2'], '--mes-alpha 0.5 2: allowed'),
+        (['v2_s9'], "'v2_s9' is neither an arch (v1_l1, v1_l3, "),
+        (['timm:v2_s9'], "no counterpart of 'v2_s9'; allowed after timm: are v1_l1"),
+        (['v2_s0', '--modes', 'fast'], '--modes: fast: allowed are eager, fused'),
+        (['v2_s0', '--modes', 'fused+fused'], '--modes: fused+fused: allowed are eager, fused'),
+        (['v2_s0', '--size', '16'], '--size: 16: allowed are 512 or 800x1333'),
+        (['v2_s0', '--size', '64x'], '--size: 64x: allowed'),
+        (['v2_s0', '--batch', '0'], '--batch: 0: allowed are whole numbers from 1'),
+        (['v2_s0', '--rounds', 'many'], '--rounds: many: allowed'),
+        (['v2_s0', '--what', 'speed'], "--what: invalid choice: 'speed' (choose from"),
+        (['v2_s0', '--device', 'tpu'], '--device: tpu: allowed are cpu, cuda'),
+        (['v2_s0', '--mes-units', '3', '0'], '--mes-units 3.0 0.0: allowed are numbers above 0'),
         (['v2_s0', '--json', 'no/such/folder/x.json'], 'the folder no/such/folder does not exist'),
-        (['v2_s0', '--plot', 'x.doc'], r'allowed are names that end in \.png'),
-        (['v2_s0', '--plot', 'x.png', '--what', 'kept'], 'add infer to --what'),
+        (['v2_s0', '--plot', 'x.doc'], 'allowed are names that end in .png'),
+        (['v2_s0', '--plot', 'x.png', '--what', 'saved'], 'add infer to --what'),
         (['v2_s0', '--plot', 'x.png', '--accuracy', 'mIoU'], 'published mIoU; these have: v1_l1'),
-        (['v2_s0', '--accuracy', 'mAP'], '--accuracy mAP: allowed are top-1'),
-        (['v2_s0', '--write', 'no.md'], '--write no.md: the file must hold the lines <!-- benchmark: begin -->'),
+        (['v2_s0', '--accuracy', 'mAP'], "--accuracy: invalid choice: 'mAP'"),
+        (['semfpn_v2_s2', '--beside', 'timm'], 'timm has no semfpn_v2_s2'),
+        (['v2_s0', '--beside', 'v2_s9'], "'v2_s9' is neither an arch"),
     ],
 )
-def test_a_wrong_argument_stops_before_anything_runs(argv, message):
-    with pytest.raises(UserError, match=f'(?s){message}'):
-        benchmark.main(argv)
+def test_a_wrong_argument_ends_with_exit_code_2_before_anything_runs(argv, message, monkeypatch, capsys):
+    monkeypatch.setattr(command, 'run', None)
+    try:
+        code = cli.main(['benchmark', *argv])
+    except SystemExit as error:  # argparse
+        code = error.code
+    assert code == 2
+    assert message in capsys.readouterr().err
 
 
-def test_a_gpu_that_is_not_there(monkeypatch):
+def test_a_gpu_that_does_not_exist_is_refused(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-    with pytest.raises(UserError, match='torch sees no CUDA GPU'):
-        benchmark.parse(['v2_s0', '--device', 'cuda'])
+    with pytest.raises(SystemExit):
+        command.parse(['v2_s0', '--device', 'cuda'])
+    assert 'torch finds no CUDA GPU' in capsys.readouterr().err
+
+
+def test_without_the_module_resource_the_benchmark_imports_and_omits_peak():
+    code = (
+        "import sys; sys.modules['resource'] = None\n"  # as on Windows
+        'from mmplugin.benchmark import command\n'
+        "print(*command.parse(['v2_s0']).what)\n"
+        "command.parse(['v2_s0', '--what', 'peak'])"
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.stdout.split() == ['infer', 'train', 'saved']
+    assert 'UserError: --what peak' in done.stderr.splitlines()[-1].rpartition('mmplugin.errors.')[2]
 
 
 def test_all_and_families_stand_for_their_archs():
-    assert len(benchmark_models.expand(['all'])) == 13
-    assert benchmark_models.expand(['v1', 'v1_l1', 'x.py']) == ['v1_l1', 'v1_l3', 'v1_l7', 'x.py']
+    assert len(subjects.expand(['all'])) == 13
+    assert subjects.expand(['v1', 'v1_l1', 'x.py']) == ['v1_l1', 'v1_l3', 'v1_l7', 'x.py']
 
 
-class Handmade(nn.Module):
-    """Keeps for backward: the input of the product, once although two layers want it, and a sigmoid's result."""
+class TwoProducts(nn.Module):
+    """Autograd saves the input of both products, once, and the result of the sigmoid."""
 
     def __init__(self):
         super().__init__()
@@ -70,186 +89,184 @@ class Handmade(nn.Module):
         return product.sigmoid()  # another (4, 6): 96 bytes
 
 
-def test_kept_bytes_of_a_handmade_model():
-    model, x = Handmade(), torch.randn(4, 6)
-    assert benchmark_measure.kept_bytes(model, lambda x: model(x).sum(), x) == 2 * 4 * 6 * 4
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    assert benchmark_measure.kept_bytes(model, lambda x: model(x).sum(), x) == 0
+def test_saved_bytes_equal_the_count_by_hand():
+    model, x = TwoProducts(), torch.randn(4, 6)
+    assert measure.saved_for_backward(model, lambda x: model(x).sum(), x) == 2 * 4 * 6 * 4
+    model.requires_grad_(False)
+    assert measure.saved_for_backward(model, lambda x: model(x).sum(), x) == 0
 
 
-def test_a_view_keeps_its_whole_storage():
-    weight, big = nn.Parameter(torch.ones(2)), torch.randn(100, 2)
-    model = nn.Module()
-    model.weight = weight
-    assert benchmark_measure.kept_bytes(model, lambda x: (x[:1] * weight).sum(), big) == 100 * 2 * 4
+def test_a_saved_view_counts_with_its_whole_storage():
+    model, big = nn.Linear(2, 1), torch.randn(100, 2)
+    assert measure.saved_for_backward(model, lambda x: (x[:1] * model.weight).sum(), big) == 100 * 2 * 4
 
 
-def test_frozen_means_norms_stay_and_learning_means_they_move():
-    for frozen in (True, False):
-        runnable = benchmark_models.backbone(nn.Sequential(nn.BatchNorm2d(3)), frozen)
-        runnable.model.train()
-        runnable.model(torch.randn(2, 3, 4, 4) + 5)
-        assert bool(runnable.model[0].running_mean.eq(0).all()) is frozen
+@pytest.mark.parametrize('frozen', [True, False])
+def test_frozen_norms_keep_their_statistics_and_trainable_ones_update_them(frozen, monkeypatch):
+    model = nn.Sequential(nn.BatchNorm2d(3))
+    subject = subjects.Subject(model, model, lambda x: model(x).sum())
+    monkeypatch.setattr(measure, 'build', lambda name, height, width: subject)
+    measure._training_step(Settings(freeze_norms=frozen), Side('v2_s0'), (4, 4))()
+    assert bool(model[0].running_mean.eq(0).all()) is frozen
+    assert model[0].weight.grad is not None
 
 
 def test_ratios_are_paired():
-    # the second round was ten times slower for both: medians of times would say 3, rounds say 2, 2, 3
-    ratio = benchmark_measure.paired_ratios([2, 20, 3], [1, 10, 1])
-    assert ratio == dict(median=2, low=2, high=2.5)
-    assert benchmark_measure.paired_ratios([3], [2]) == dict(median=1.5, low=1.5, high=1.5)
+    # the second round was ten times slower for both: medians of times give 3, rounds give 2, 2, 3
+    values = {Side('a'): [2, 20, 3], Side('b', is_baseline=True): [1, 10, 1]}
+    ours, baseline = measure.compare('infer', (32, 32), 1, values)
+    assert (ours.ratio_low, ours.ratio, ours.ratio_high) == (2, 2, 2.5)
+    assert (ours.value, baseline.value, baseline.ratio) == (3, 1, None)
+    (alone,) = measure.compare('saved', (32, 32), 1, {Side('a'): [3]})
+    assert (alone.low, alone.value, alone.high, alone.ratio) == (3, 3, 3, None)
 
 
-def test_in_turn_calls_in_turn_and_short_calls_more_often(monkeypatch):
+def test_sides_alternate_and_short_calls_run_more_often():
     calls = []
-    monkeypatch.setattr(benchmark_measure, 'MOST_ROUNDS', 7)
-    times = benchmark_measure.in_turn(
-        {name: lambda name=name: calls.append(name) for name in 'ab'}, 3, 'wall', torch.device('cpu')
-    )
-    assert ''.join(calls) == 'ab' * (7 + benchmark_measure.WARM_UP)
-    assert {name: len(values) for name, values in times.items()} == {'a': 7, 'b': 7}
+    sides = {Side(name): partial(calls.append, name) for name in 'ab'}
+    times = measure.interleave(sides, Settings(rounds=3))
+    assert ''.join(calls) == 'ab' * (measure.WARM_UP + 3 * measure.EXTRA)
+    assert [len(values) for values in times.values()] == [3 * measure.EXTRA] * 2
 
 
 @pytest.mark.parametrize(
     ('size', 'latency', 'published'), [(3.5, 0.9, 102.9), (6.1, 1.1, 63.8), (12.6, 1.6, 30.5), (26.1, 2.7, 12.6)]
 )
-def test_mes_is_the_papers(size, latency, published):
-    assert benchmark_output.Mes()(size, latency) == pytest.approx(published, abs=0.05)
+def test_the_mobile_efficiency_score_equals_the_papers(size, latency, published):
+    assert results.mes(size, latency) == pytest.approx(published, abs=0.05)
 
 
-def test_mes_by_hand():
-    # 10 * (8 / 2)^-0.5 * (6 / 2)^-1 = 10 / 2 / 3
-    assert benchmark_output.Mes(10, 2, 2, 0.5, 1)(8, 6) == pytest.approx(10 / 6)
+def test_the_mobile_efficiency_score_in_other_units():
+    # 100 * (8 / 2)^-0.5 * (6 / 2)^-1 = 100 / 2 / 3
+    assert results.mes(8, 6, (2, 2)) == pytest.approx(100 / 6)
 
 
 @pytest.fixture
-def results():
-    """One arch with round numbers, measured under the conditions of the goals."""
+def found():
+    """One model with round numbers, and its baseline."""
     meta = dict(date='2026-11-21', machine='a machine', threads=2, torch='2', device='cpu', clock='wall', rounds=3)
-    meta.update(norms='frozen', beside='timm', beside_mode='eager', mes=vars(benchmark_output.Mes()))
-    spread = dict(median=8.0, low=7.0, high=9.0)
-    ratio = dict(median=0.5, low=0.4, high=0.6)
-    model = dict(name='v2_s2', kind='backbone', parameters=12_000_000, macs={'512x512': 6_500_000_000})
-    model.update(accuracy='top-1', published={'top-1': 81.6})
-    run = dict(name='v2_s2', size=[512, 512], batch=1, mode='eager', ms=spread, ratio=ratio)
-    run.update(images_per_second=125.0, mes=3.0)
-    step = dict(name='v2_s2', size=[512, 512], batch=2, ms=spread, ratio=ratio, kept=2**20, kept_ratio=0.45)
-    peak = dict(name='v2_s2', size=[2048, 2048], batch=1, mode='eager', peak=2**21, ratio=0.7, growth=1.1)
-    peak['growth_from'] = [512, 512]
-    return benchmark_output.Results(meta, [model], [run], [step], [peak])
+    meta.update(baseline='timm', baseline_mode='eager', mes_units=[3, 1])
+    models = [
+        Model('v2_s2', 'backbone', 12_000_000, {'512x512': 6.5}, {'top-1': 81.6, 'mIoU': 42.4}),
+        Model('timm:v2_s2', 'backbone', 12_000_000),
+    ]
+    size = [512, 512]
+    return Results(
+        meta,
+        models,
+        [
+            Measurement('infer', 'v2_s2', size, 1, 'fused', 8.0, 7.0, 9.0, 0.5, 0.4, 0.6),
+            Measurement('infer', 'timm:v2_s2', size, 1, 'eager', 16.0, is_baseline=True),
+            Measurement('saved', 'v2_s2', size, 2, 'eager', 2**20, 2**20, 2**20, 0.45, 0.45, 0.45),
+            Measurement('peak', 'v2_s2', size, 2, 'eager', 2**21),
+        ],
+        [OperatorShare('v2_s2', size, 2, 'aten::mm', 9, 0.25)],
+        ['a note'],
+    )
 
 
-def test_the_tables_columns(results):
-    size, inference, training, memory = benchmark_output.tables(results)
-    assert dict(zip(size.head, size.rows[0], strict=True)) == {
+def test_the_tables_have_the_columns_that_have_values(found):
+    model, inference, saved, peak, operators = results.tables(found)
+    assert dict(zip(model.head, model.rows[0], strict=True)) == {
         'model': 'v2_s2',
         'kind': 'backbone',
         'parameters M': '12.00',
         'GMACs': '6.5 at 512x512',
         'published top-1': '81.6',
+        'published mIoU': '42.4',
     }
     assert dict(zip(inference.head, inference.rows[0], strict=True)) == {
         'model': 'v2_s2',
         'size': '512x512',
         'batch': '1',
-        'mode': 'eager',
+        'mode': 'fused',
         'ms': '8.0',
+        'x timm': '0.50 (0.40-0.60)',
         'images/s': '125.0',
-        'x timm (quartiles)': '0.50 (0.40-0.60)',
-        'MES': '3',
+        'MES': '6.25',
     }
-    assert training.head == ('model', 'size', 'batch', 'step ms', 'x timm (quartiles)', 'kept MiB', 'x timm')
-    assert training.rows[0][5:] == ('1', '0.45')
-    assert memory.rows[0][4:] == ('2', '0.70', '1.10')
-    results.meta['beside'] = None
-    assert not [name for grid in benchmark_output.tables(results) for name in grid.head if 'timm' in name]
+    assert dict(zip(saved.head[3:], saved.rows[0][3:], strict=True)) == {'MiB': '1', 'x timm': '0.45'}
+    assert dict(zip(peak.head[3:], peak.rows[0][3:], strict=True)) == {'mode': 'eager', 'MiB': '2', 'bytes/pixel': '4'}
+    assert operators.rows[0][3:] == ('aten::mm', '9', '25.0%')
 
 
-def test_a_missed_goal_is_named(results):
-    assert benchmark_output.goals_missed(results) == []
-    results.training[0]['kept_ratio'] = 0.55  # fine for every arch but this one
-    results.memory[0]['growth'] = 1.31
-    assert benchmark_output.goals_missed(results) == [
-        'v2_s2 bytes kept for backward 0.55 (goal 0.5)',
-        'v2_s2 memory per pixel x1.31 (goal 1.3)',
+def test_the_json_file_gives_the_results_back(found, tmp_path):
+    found.write_json(tmp_path / 'x.json')
+    assert Results.from_json(tmp_path / 'x.json') == found
+
+
+def test_the_frontier_has_the_points_that_no_faster_one_reaches():
+    points = [plot.Point('a', accuracy, ms, '') for accuracy, ms in [(70, 1), (69, 2), (80, 3), (75, 3), (81, 9)]]
+    assert [(point.accuracy, point.ms) for point in plot.frontier(points)] == [(70, 1), (80, 3), (81, 9)]
+
+
+def test_a_small_run_from_the_command_line_to_json_and_plot(tmp_path, capsys):
+    target, figure = tmp_path / 'x.json', tmp_path / 'x.png'
+    argv = ['benchmark', *TINY, '--what', 'infer', 'saved', '--modes', 'eager', 'fused', '--beside', 'evit_m1']
+    assert cli.main([*argv, '--json', str(target), '--plot', str(figure)]) == 0
+    content = json.loads(target.read_text())
+    assert [(record['metric'], record['model'], record['mode']) for record in content['measurements']] == [
+        ('infer', 'evit_m0', 'eager'),
+        ('infer', 'evit_m0', 'fused'),
+        ('infer', 'evit_m1', 'eager'),
+        ('saved', 'evit_m0', 'eager'),
+        ('saved', 'evit_m1', 'eager'),
     ]
-    results.memory.clear()
-    results.meta['beside'] = 'v1_l1'
-    assert benchmark_output.goals_missed(results) is None
-
-
-def test_the_page_keeps_what_is_around_the_tables(results, tmp_path):
-    page = tmp_path / 'page.md'
-    page.write_text(f'before\n\n{benchmark_output.BEGIN}\nold\n{benchmark_output.END}\n\nafter\n')
-    for _ in range(2):
-        benchmark_output.write_page(page, results, 'the command')
-    text = page.read_text()
-    assert text.startswith('before\n\n<!--')
-    assert text.endswith('-->\n\nafter\n')
-    assert 'old' not in text
-    assert text.count('| model | size | batch | mode | ms | images/s | x timm (quartiles) | MES |') == 1
-    assert 'the command' in text
-    assert 'Goals missed: none.' in text
-
-
-def test_a_small_run_end_to_end(tmp_path, capsys):
-    target, picture = tmp_path / 'x.json', tmp_path / 'x.png'
-    what = ['--what', 'infer', 'train', 'kept', 'profile']
-    argv = ['benchmark', *TINY, *what, '--modes', 'eager', 'fused', '--beside', 'evit_m1']
-    assert cli.main([*argv, '--json', str(target), '--plot', str(picture)]) == 0
-    found = json.loads(target.read_text())
-    assert [(record['name'], record['mode']) for record in found['inference']] == [
-        ('evit_m0', 'eager'),
-        ('evit_m0', 'fused'),
-        ('evit_m1', 'eager'),
-    ]
-    ours, other = found['training']
-    assert ours['kept_ratio'] == ours['kept'] / other['kept'] < 1
-    assert found['models'][0]['parameters'] == sum(p.numel() for p in _evit_m0().parameters())
-    assert 0 < sum(record['share'] for record in found['profile']) <= 1
-    assert picture.read_bytes().startswith(b'\x89PNG')
+    ours, baseline = content['measurements'][3:]
+    assert ours['ratio'] == ours['value'] / baseline['value'] < 1
+    model = subjects.build('evit_m0', 32, 32).model
+    assert content['models'][0]['parameters'] == sum(parameter.numel() for parameter in model.parameters())
+    assert figure.read_bytes().startswith(b'\x89PNG')
     assert 'parameters M' in capsys.readouterr().out
 
 
-def _evit_m0():
-    cls, arch = benchmark_models.ARCHS['evit_m0']
-    return cls(arch)
+def test_a_training_step_is_timed_and_profiled():
+    settings, sides = Settings(rounds=1), [Side('evit_m0')]
+    (step,) = measure.training(settings, sides, (32, 32))
+    assert step.value > 0
+    shares = measure.operator_profile(settings, sides, (32, 32))
+    assert len(shares) == measure.OPERATORS
+    assert 0 < sum(share.share for share in shares) <= 1
 
 
-def test_without_timm_its_columns_are_left_out(monkeypatch):
+def run(*argv):
+    return command.run(command.parse(argv), Progress(disable=True))
+
+
+def test_without_timm_its_columns_are_omitted(monkeypatch):
     def missing():
         raise ImportError('no timm')
 
-    monkeypatch.setattr(benchmark_models, 'import_timm', missing)
-    options = benchmark.parse([*TINY, '--what', 'kept', '--beside', 'timm'])
-    results = benchmark.Benchmark(options).run()
-    assert [record['name'] for record in results.training] == ['evit_m0']
-    assert 'its columns are left out' in benchmark_output.closing_lines(results)[-1]
+    monkeypatch.setattr(subjects, 'import_timm', missing)
+    monkeypatch.setattr(measure, '_in_new_process', lambda function, *args: function(*args))
+    found = run(*TINY, '--what', 'saved', '--beside', 'timm')
+    assert [(record.model, record.ratio) for record in found.measurements] == [('evit_m0', None)]
+    assert 'its columns are omitted' in results.conditions(found)[-1]
 
 
-def _dies(options, what):
-    os._exit(9)  # as a process does whose memory ran out
+def _die(*args):
+    os._exit(9)  # as a process does when memory runs out
 
 
-def test_a_model_that_dies_does_not_cost_the_others(monkeypatch, tmp_path):
-    monkeypatch.setattr(benchmark, '_measured', _dies)
-    options = benchmark.parse([*TINY, '--what', 'kept', '--json', str(tmp_path / 'x.json')])
-    results = benchmark.Benchmark(options).run()
-    assert 'evit_m0: the process that measured train was killed' in benchmark_output.closing_lines(results)[-1]
+def test_a_model_whose_process_is_killed_costs_one_line(monkeypatch, tmp_path):
+    monkeypatch.setattr(measure, '_with_settings', _die)
+    found = run(*TINY, '--what', 'peak', '--json', str(tmp_path / 'x.json'))
+    assert 'evit_m0: no peak at 32x32, because its process ran out of memory or was killed' in found.notes[-1]
     assert json.loads((tmp_path / 'x.json').read_text())['models'][0]['name'] == 'evit_m0'
 
 
 @pytest.mark.parametrize('arch', ['v1_l1', 'v2_s0', 'evit_m0'])
-def test_timms_side_gives_the_same_maps_at_other_sizes(timm, arch):
+def test_timms_side_gives_maps_of_the_same_shapes_at_other_sizes(timm, arch):
     x = torch.randn(1, 3, 96, 128)
-    sides = [benchmark_models.resolve(name).build(96, 128).model.eval() for name in (arch, f'timm:{arch}')]
+    sides = [subjects.build(name, 96, 128).model.eval() for name in (arch, f'timm:{arch}')]
     with torch.inference_mode():
         ours, theirs = ([tuple(feature.shape) for feature in side(x)] for side in sides)
     assert ours == theirs
 
 
-def test_peak_memory_of_a_process_that_fails(monkeypatch):
-    failed = SimpleNamespace(returncode=-9, stderr='', stdout='')
-    monkeypatch.setattr(benchmark_measure.subprocess, 'run', lambda *args, **kwargs: failed)
-    with pytest.raises(UserError, match=r'ended with -9 .*smaller --peak-size'):
-        benchmark_measure.peak_bytes('v2_s0', (64, 64), 1, 'eager', 'cpu')
+@pytest.mark.parametrize('name', ['maskrcnn_v2_s0', 'retinanet_evit_m0', 'semfpn_v2_s0'])
+def test_a_config_can_be_measured(name):
+    subject, x = subjects.build(name, 64, 96), torch.randn(1, 3, 64, 96)
+    assert subject.loss(x).requires_grad
+    with torch.inference_mode():
+        assert len(subjects.apply_mode_(subject, 'fused')(x)) == 1
