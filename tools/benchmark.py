@@ -1,4 +1,4 @@
-"""Measure speed and memory: the same as `mmplugin benchmark`, from a clone that need not be installed."""
+"""Measure speed and memory. Same as ``mmplugin benchmark``, but also runs in a clone that is not installed."""
 
 import importlib.util
 import sys

@@ -1,4 +1,4 @@
-"""Check a data set: the same as `mmplugin check-data`, from a clone that need not be installed."""
+"""Check a dataset. Same as ``mmplugin check-data``, but also runs in a clone that is not installed."""
 
 import importlib.util
 import sys

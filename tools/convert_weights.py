@@ -1,4 +1,4 @@
-"""Convert classification weights: the same as `mmplugin convert`, from a clone that need not be installed."""
+"""Convert classification weights. Same as ``mmplugin convert``, but also runs in a clone that is not installed."""
 
 import importlib.util
 import sys

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Train on several GPUs: tools/dist_train.sh CONFIG GPUS [what tools/train.py takes]
+# Train on several GPUs: tools/dist_train.sh CONFIG GPUS [ARGUMENTS OF tools/train.py]
 #
-# Several nodes: run the same line on each, with NNODES, NODE_RANK (0 .. NNODES-1) and MASTER_ADDR (node 0) set.
-# PORT (29500) must be free on node 0; give every job that shares a machine its own.
+# On several nodes: run the same command on each node, with NNODES, NODE_RANK (0 to NNODES-1) and MASTER_ADDR (node 0)
+# set. PORT (default 29500) must be free on node 0. Jobs that share a machine need different ports.
 #
-# Slurm needs no such script; it starts one process a GPU itself:
+# Slurm does not need this script, because it starts one process per GPU itself:
 #   srun -p PARTITION --gres=gpu:8 --ntasks=8 --ntasks-per-node=8 python tools/train.py CONFIG --launcher slurm
 set -euo pipefail
 

@@ -1,4 +1,4 @@
-"""Measure a checkpoint: the same as `mmplugin test`, from a clone that need not be installed."""
+"""Measure a checkpoint. Same as ``mmplugin test``, but also runs in a clone that is not installed."""
 
 import importlib.util
 import sys

@@ -1,4 +1,4 @@
-"""Train a config and measure it: the same as `mmplugin train`, from a clone that need not be installed."""
+"""Train a config and measure it. Same as ``mmplugin train``, but also runs in a clone that is not installed."""
 
 import importlib.util
 import sys

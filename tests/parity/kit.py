@@ -1,4 +1,4 @@
-"""Checkpoints of every known format, made of keys and shapes: values that tell one key from another, no download."""
+"""Checkpoints of every supported format, built from stored keys and shapes, so that no download is needed."""
 
 import gzip
 import json
@@ -23,14 +23,14 @@ PROBES = _load('probes.json.gz')
 
 
 def cheap(name: str) -> dict[str, Tensor]:
-    """A checkpoint whose tensors count up, each from a number that depends on its key."""
+    """Return a checkpoint whose tensors count up, each from a number that depends on its key."""
     shapes, tables = FORMATS[name]['shapes'], FORMATS[name]['index_buffers']
     return {**{key: _count(key, shape) for key, shape in shapes.items()}, **_indices(tables)}
 
 
 @lru_cache(maxsize=2)
 def measured(name: str) -> dict[str, Tensor]:
-    """The checkpoint that the probes were measured with."""
+    """Return the checkpoint that the probes were measured with."""
     return {**parity.state_dict(FORMATS[name]['shapes']), **_indices(FORMATS[name]['index_buffers'])}
 
 
@@ -39,7 +39,7 @@ def _count(key: str, shape: list[int]) -> Tensor:
         return torch.tensor(zlib.crc32(key.encode()) % 1000)
     first = torch.arange(shape[0], dtype=torch.float32) + zlib.crc32(key.encode()) % 10007
     if torch.Size(shape).numel() > 1 << 16:
-        return first.view(-1, *[1] * (len(shape) - 1)).expand(shape)  # large ones take no memory
+        return first.view(-1, *[1] * (len(shape) - 1)).expand(shape)  # large tensors share one row
     rest = torch.Size(shape[1:]).numel()
     return (first[:, None] + torch.arange(rest) / max(rest, 1)).view(shape)
 
@@ -50,7 +50,7 @@ def _indices(tables: dict[str, list[int]]) -> dict[str, Tensor]:
 
 @lru_cache
 def by_hand(queries: int, keys: int) -> Tensor:
-    """The authors' index tables, in the order of their loops: a new offset gets the next number."""
+    """Build the authors' index tables in the order of their loops: each new offset gets the next number."""
     side, stride = round(keys**0.5), round((keys / queries) ** 0.5)
     points = [(y, x) for y in range(side) for x in range(side)]
     numbers: dict[tuple[int, int], int] = {}
