@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from mmplugin import __version__, stack
 from mmplugin.errors import UserError
+from mmplugin.text import printable
 
 
 class Command(NamedTuple):
@@ -64,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         stack.ignore_known_warnings()
         return _load(name)(rest, prog) or 0
     except UserError as error:
-        sys.stderr.write(f'{prog}: {error}\n')
+        message = printable(str(error), keep='\n')
+        sys.stderr.write(f'{prog}: {message}\n')
         return 2
     except KeyboardInterrupt:
         sys.stderr.write('\nStopped.\n')

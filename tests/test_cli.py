@@ -105,7 +105,7 @@ def test_a_cfg_option_without_a_value_returns_2(name, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([name, 'maskrcnn_v2_s2', '--cfg-options', 'max_epochs'])
     assert stop.value.code == 2
-    assert "--cfg-options: 'max_epochs' is no key=value" in capsys.readouterr().err
+    assert "--cfg-options: 'max_epochs' is not key=value" in capsys.readouterr().err
 
 
 def test_python_m_mmplugin_starts_without_installed_packages():

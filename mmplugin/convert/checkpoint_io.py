@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 import string
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,9 @@ import torch
 
 from mmplugin.errors import UserError
 from mmplugin.files import atomic_write
+from mmplugin.text import printable
+
+from .untrusted import check_archive, check_content, pickle_globals
 
 SAFETENSORS = '.safetensors'
 
@@ -38,9 +42,11 @@ def read(path: str | Path, trust: bool = False) -> Mapping[str, Any]:
     try:
         if path.stat().st_size == 0:
             raise UserError(f'{path} is empty; download it again')
-        return _read_safetensors(path) if path.suffix == SAFETENSORS else _read_torch(path, trust)
+        content = _read_safetensors(path) if path.suffix == SAFETENSORS else _read_torch(path, trust)
     except PermissionError as error:
         raise UserError(f'{path} cannot be read: {error.strerror}') from error
+    check_content(path, content)
+    return content
 
 
 def sha256(path: str | Path) -> str:
@@ -64,7 +70,7 @@ def check_target(path: str | Path, force: bool) -> None:
         if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
             raise _unwritable(path, f'{folder} is not a folder, or you have no permission')
     except PermissionError as error:
-        raise _unwritable(path, error.strerror) from error
+        raise _unwritable(path, error.strerror or 'permission denied') from error
 
 
 def _unwritable(path: Path, reason: str) -> UserError:
@@ -128,7 +134,7 @@ def allowed_globals() -> list[Any]:
     from mmengine.logging import HistoryBuffer
 
     core = np._core if hasattr(np, '_core') else np.core
-    # numpy 1 and numpy 2 write different names. Pairs of function and name require torch 2.6.
+    # numpy 1 and numpy 2 write different names. Pairs of function and name require torch 2.7.
     names = ('numpy.core.multiarray', 'numpy._core.multiarray')
     functions = [
         (getattr(core.multiarray, leaf), f'{name}.{leaf}') for name in names for leaf in ('scalar', '_reconstruct')
@@ -162,15 +168,20 @@ def _only(allowed: Sequence[Any]) -> Iterator[None]:
 
 def _read_torch(path: Path, trust: bool) -> Mapping[str, Any]:
     mapped = zipfile.is_zipfile(path)  # files of torch < 1.6 are not archives and cannot be mapped
+    if mapped:
+        check_archive(path)
     try:
-        with _only(() if trust else allowed_globals()):
+        with _only(() if trust else allowed_globals()), warnings.catch_warnings():
+            warnings.filterwarnings('ignore', message='Detected pickle protocol')  # it is read all the same, or refused
             return torch.load(path, map_location='cpu', weights_only=not trust, mmap=mapped)
     except pickle.UnpicklingError as error:
         found = re.findall(r'(?:GLOBAL|Unsupported global:|class) ([\w.]+\.[\w.]+)', str(error))
-        if not found:
+        forbidden = _forbidden(path, found)
+        if not forbidden and not mapped:
             raise _damaged(path, error) from error
+        reason = printable(forbidden or _reason(error))
         raise UserError(
-            f'{path} refused: it contains {_forbidden(path, found)}, which could run code when loaded. '
+            f'{path} refused: it contains {reason}, which could run code when loaded. '
             f'If you trust the source of the file, use --trust'
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile, OSError) as error:
@@ -183,9 +194,16 @@ def _forbidden(path: Path, found: list[str]) -> str:
     """Return the names of all forbidden classes and functions in a file, without running anything."""
     allowed = {f'{item.__module__}.{item.__name__}' for item in allowed_globals() if not isinstance(item, tuple)}
     allowed |= {item[1] for item in allowed_globals() if isinstance(item, tuple)}
-    others = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipfile.is_zipfile(path) else []
+    archive = zipfile.is_zipfile(path)
+    others = torch.serialization.get_unsafe_globals_in_checkpoint(path) if archive else pickle_globals(path)
     # If an allowed function was called with forbidden arguments, only the error message names it.
     return ', '.join(sorted({*found, *others} - allowed)) or ', '.join(found)
+
+
+def _reason(error: Exception) -> str:
+    """Return torch's own reason: an archive whose checksums are right was blocked, not damaged."""
+    lines = [line.strip() for line in str(error).splitlines() if 'WeightsUnpickler error' in line]
+    return f'a forbidden operation ({lines[0].partition("error:")[2].strip()})' if lines else 'a forbidden operation'
 
 
 def _damaged(path: Path, error: Exception) -> UserError:

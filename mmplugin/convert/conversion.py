@@ -138,17 +138,18 @@ class _Conversion:
         if not torch.is_floating_point(value) and torch.is_floating_point(target):
             self.wrong.append(f'{theirs} is {str(value.dtype).removeprefix("torch.")}, expected floating point')
             return target
+        expected = self.known.form.shape(key, target.shape)
+        grows = self.family == 'evit' and key.endswith('.table') and bias_tables.can_grow(value, target.shape)
+        if value.shape != expected and not grows:  # before any value is read: a wrong shape may claim 2^60 elements
+            self.wrong.append(f'{theirs} is {_size(value.shape)}, expected {_size(expected)}')
+            return target
         if not _finite(value):
             self.not_finite.append(theirs)
             return target
-        expected = self.known.form.shape(key, target.shape)
         if value.shape == expected:
             return value.reshape(target.shape)
-        if self.family == 'evit' and key.endswith('.table') and bias_tables.can_grow(value, target.shape):
-            self.resized[key] = (value.shape[1], target.shape[1])
-            return bias_tables.grow(value)
-        self.wrong.append(f'{theirs} is {_size(value.shape)}, expected {_size(expected)}')
-        return target
+        self.resized[key] = (value.shape[1], target.shape[1])
+        return bias_tables.grow(value)
 
     def _take_imagenet_tables(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the unused tables of dense files, which the conversion back needs."""

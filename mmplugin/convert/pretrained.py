@@ -78,9 +78,9 @@ def _load(backbone: DenseBackbone, result: Result) -> str:
     return ', '.join(
         [
             f'{result.backbone["type"]} {arch_name(result.backbone["arch"])} from {result.origin}',
-            f'{len(found) - len(new)} loaded',
+            f'{len(found) - len(new)} tensors loaded',
             *([f'{len(result.resized)} bias tables enlarged'] if result.resized else []),
-            *([f'{len(new)} new (out_norm)'] if new else []),
+            *([f'{len(new)} tensors new (out_norm)'] if new else []),
             *([f'not used: {" and ".join(dropped)}'] if dropped else []),
         ]
     )

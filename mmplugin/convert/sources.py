@@ -10,6 +10,8 @@ from torch import Tensor
 from mmplugin.errors import UserError
 from mmplugin.text import some
 
+from .key_maps import Rule, renamer
+
 PLAIN = ('state_dict', 'model')
 EMA = ('model_ema', 'state_dict_ema', 'ema_state_dict')
 # Parts of detectors, segmentors and classifiers other than the backbone.
@@ -79,19 +81,16 @@ def rename_others(others: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rename necks and heads of mmdet 2, mmseg 0.x and Microsoft's code to those of mmdet 3, mmseg 1 and mmplugin."""
     extra = [int(match[1]) for key in others if (match := re.match(r'neck\.extra_fpn_convs\.(\d+)\.', key))]
     last = max(extra, default=0)
-    rules = [
-        # In mmdet 1, the heads of the second stage are not inside roi_head.
-        (r'^(bbox_head|mask_head)\.', r'roi_head.\1.') if any(key.startswith('rpn_head.') for key in others) else None,
-        (r'^neck\.extra_trans_convs\.', lambda match: 'neck.upsample_convs.'),
+    rules: list[Rule] = [
+        (r'^neck\.extra_trans_convs\.', 'neck.upsample_convs.'),
         # Microsoft numbers the output convolutions from the finest map, mmplugin in the order of computation.
         (r'^neck\.extra_fpn_convs\.(\d+)\.', lambda match: f'neck.upsampled_fpn_convs.{last - int(match[1])}.'),
     ]
-    renamed = {}
-    for key, value in others.items():
-        for rule in filter(None, rules):
-            key = re.sub(*rule, key)
-        renamed[key] = value
-    return renamed
+    if any(key.startswith('rpn_head.') for key in others):
+        # In mmdet 1, the heads of the second stage are not inside roi_head.
+        rules.append((r'^(bbox_head|mask_head)\.', r'roi_head.\1.'))
+    rename = renamer(rules)
+    return {rename(key): value for key, value in others.items()}
 
 
 def _wrapper(checkpoint: Mapping[str, Any], ema: bool) -> str:
@@ -108,9 +107,9 @@ def _wrapper(checkpoint: Mapping[str, Any], ema: bool) -> str:
 
 def _plain(found: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
     """Return the tensors without the prefixes of wrapper modules, and the keys of ignored entries."""
-    unexpected = [key for key, value in found.items() if not isinstance(value, Tensor)]
+    unexpected = [key for key, value in found.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
     if unexpected:
-        raise UserError(f'{len(unexpected)} entries are not tensors: {some(unexpected)}; expected a dict of tensors')
+        raise UserError(f'{len(unexpected)} entries are not tensors: {some(unexpected)}; expected tensors by name')
     ignored = ['steps'] if 'steps' in found and any(key.startswith('module.') for key in found) else []
     weights = {key: value for key, value in found.items() if key not in ignored}
     for prefix in ('module.', '_orig_mod.', 'model.'):
