@@ -27,7 +27,6 @@ class Stack:
         title: Name for messages.
         extra: Extra of mmplugin that installs the packages.
         pins: Distribution of each import name, and the version that mmplugin is tested with.
-        coco_metric: Evaluator for COCO boxes and masks.
         needs_pkg_resources: Whether mmengine imports ``pkg_resources``, which setuptools removed in version 82.
         below_mmcv: First mmcv version that mmdet and mmseg refuse, if any.
     """
@@ -35,7 +34,6 @@ class Stack:
     title: str
     extra: str
     pins: dict[str, tuple[str, str]]
-    coco_metric: str
     needs_pkg_resources: bool
     below_mmcv: str | None
 
@@ -54,7 +52,6 @@ ONEDL = Stack(
         'mmdet': ('onedl-mmdetection', '3.5.1'),
         'mmseg': ('onedl-mmsegmentation', '1.4.2'),
     },
-    coco_metric='FasterCocoMetric',
     needs_pkg_resources=False,
     below_mmcv=None,
 )
@@ -67,7 +64,6 @@ STOCK = Stack(
         'mmdet': ('mmdet', '3.3.0'),
         'mmseg': ('mmsegmentation', '1.2.2'),
     },
-    coco_metric='CocoMetric',
     needs_pkg_resources=True,
     below_mmcv='2.2.0',
 )

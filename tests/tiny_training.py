@@ -8,12 +8,14 @@ from mmengine.config import Config
 from mmplugin import stack
 from mmplugin.config_edits import dicts, is_segmentation
 from mmplugin.engine import train
-from mmplugin.engine.checkpoints import find_last_checkpoint
+from mmplugin.engine.resume import find_last_checkpoint
 from mmplugin.engine.config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 # For scripts: stock mmdet cannot be imported without compiled operators unless mmplugin is imported first.
 IMPORT_FIRST = 'import mmplugin' if stack.current() is stack.STOCK else ''
+# mmengine formats the whole config again for every checkpoint, which takes longer than a tiny training.
+NO_FORMATTING = 'import yapf.yapflib.yapf_api as y; y.FormatCode = lambda text, **style: (text, True)'
 
 
 def tiny_config(name: str, folder: Path, **changes) -> Path:

@@ -39,6 +39,9 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--classes', help='class names, separated by commas; default: those in the annotations')
     parser.add_argument('--work-dir', help='folder of the results; default: work_dirs/CONFIG')
     parser.add_argument('--cfg-options', nargs='+', action=CfgOptions, help='settings to override: key=value ...')
+    parser.add_argument(
+        '--trust', action='store_true', help='run code that checkpoints may contain; only for files of people you trust'
+    )
     parser.add_argument('--launcher', choices=LAUNCHERS, default='none', help='job launcher of distributed runs')
     # Launchers pass either spelling.
     parser.add_argument('--local-rank', '--local_rank', type=int, default=0, help=argparse.SUPPRESS)

@@ -1,9 +1,36 @@
-"""ResumableIterBasedTrainLoop: resume an iteration-based run without loading the batches before."""
+"""Loops that resume at any iteration, without loading the batches before it."""
 
-from mmengine.runner import IterBasedTrainLoop
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from torch import nn
 
 from mmplugin.errors import UserError
+
+
+class ResumableEpochBasedTrainLoop(EpochBasedTrainLoop):
+    """mmengine's loop, but it can resume in the middle of an epoch; requires ``SeededSampler``."""
+
+    def run_epoch(self) -> None:
+        """Train one epoch, or the rest of it."""
+        self.runner.call_hook('before_train_epoch')
+        self.runner.model.train()
+        done = self._iter - self._epoch * len(self.dataloader)
+        if done:
+            _start_at(self, done * self.dataloader.batch_size)
+        if done < len(self.dataloader):
+            for index, batch in enumerate(self.dataloader, done):
+                self.run_iter(index, batch)
+        self.runner.call_hook('after_train_epoch')
+        self._epoch += 1
+
+
+def _start_at(loop: EpochBasedTrainLoop | IterBasedTrainLoop, position: int) -> None:
+    sampler = loop.dataloader.sampler
+    if not hasattr(sampler, 'start_at'):
+        raise UserError(
+            f'{type(loop).__name__} cannot resume a {type(sampler).__name__}; '
+            "set train_dataloader.sampler to dict(type='SeededSampler', shuffle=True)"
+        )
+    sampler.start_at(position)
 
 
 class ResumableIterBasedTrainLoop(IterBasedTrainLoop):

@@ -5,21 +5,24 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from typing import Any
 
 import torch
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from mmengine.logging import MMLogger, print_log
 from mmengine.registry import MODELS, DefaultScope
-from mmengine.runner import Runner
+from mmengine.runner import CheckpointLoader, Runner
 from torch import distributed as dist
 from torch import nn
 from torch.utils.data import DataLoader
 
 from mmplugin import stack
 from mmplugin.config_edits import detailed_evaluators, is_segmentation, replace_sync_norms_
-from mmplugin.convert.checkpoint_io import allowed_globals
+from mmplugin.engine import weights
+from mmplugin.engine.resume import check_resumable
 from mmplugin.engine.strides import check_strides
+from mmplugin.errors import UserError
 from mmplugin.hooks.progress import only_warnings_on_terminal
 
 
@@ -45,8 +48,38 @@ class CommandRunner(Runner):
     """mmengine's runner for the commands ``train`` and ``test``.
 
     Its metrics measure what the report shows, see ``detailed_evaluators``. Information about the run goes to the log
-    file; the terminal shows progress and warnings.
+    file; the terminal shows progress and warnings. Checkpoints must fit the model: see :mod:`mmplugin.engine.weights`.
+
+    Attributes:
+        load: Loads weights into the model; one of the functions of :mod:`mmplugin.engine.weights`.
+        fit: How the weights compared with the model, if they were allowed not to fit.
     """
+
+    load = staticmethod(weights.load_for_finetuning)
+    fit: weights.Fit | None = None
+
+    def load_checkpoint(self, filename: str, map_location: Any = 'cpu', **unused: Any) -> dict:
+        """Load weights strictly, as far as the command wants it; return the whole checkpoint."""
+        checkpoint = CheckpointLoader.load_checkpoint(filename, map_location)
+        self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
+        load = weights.load_exactly if self._resume else self.load
+        self.fit = load(weights.inner_model(self.model), weights.state_dict_of(checkpoint, filename), filename)
+        self._has_loaded = True
+        return checkpoint
+
+    def resume(self, filename: str, resume_optimizer: bool = True, **settings: Any) -> None:
+        """Continue a training exactly, or refuse."""
+        checkpoint = CheckpointLoader.load_checkpoint(filename, 'cpu')
+        check_resumable(checkpoint, filename, self.max_iters)
+        try:
+            super().resume(filename, resume_optimizer, **settings)
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(
+                f'--resume {filename}: its training state does not fit this config ({error}); '
+                f'to start a new training from its weights, use --cfg-options load_from={filename}'
+            ) from error
 
     def build_logger(self, *args, **kwargs) -> MMLogger:
         """Build the logger; only warnings and errors reach the terminal."""
@@ -70,8 +103,6 @@ class CommandRunner(Runner):
 
 def prepare_(cfg: Config) -> None:
     """Import what a config needs, and adapt it to the machine."""
-    # Stock mmengine loads with torch's safe default, which refuses what mmengine itself saved: loss histories, numbers.
-    torch.serialization.add_safe_globals(allowed_globals())
     stack.import_quietly('mmseg.models' if is_segmentation(cfg) else 'mmdet.models')
     gpu = torch.cuda.is_available()
     if not gpu:
@@ -105,9 +136,15 @@ def _init_gloo_(cfg: Config) -> None:
         cfg.setdefault('model_wrapper_cfg', dict(type='MMDistributedDataParallel', device_ids=None))
 
 
-def build_runner(cfg: Config) -> Runner:
-    """Build the runner of a config, and check that the parts of its model fit together."""
+def build_runner(cfg: Config, trust: bool = False) -> CommandRunner:
+    """Build the runner of a config, and check that the parts of its model fit together.
+
+    Args:
+        cfg: The config, adapted in place.
+        trust: Run the code that checkpoints may contain.
+    """
     prepare_(cfg)
+    weights.use_safe_loader(trust)
     _init_gloo_(cfg)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', UserWarning)  # mmdet and mmseg emit many while they build

@@ -8,6 +8,7 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from rich.console import Console
+from rich.markup import escape
 
 from mmplugin import stack
 from mmplugin.config_edits import dicts, evaluator_list, is_segmentation
@@ -22,6 +23,9 @@ def parse(argv: Sequence[str] | None = None, prog: str | None = None) -> argpars
     parser = argparse.ArgumentParser(prog=prog, description='Measure a checkpoint.')
     add_common_arguments(parser)
     parser.add_argument('checkpoint', help='the .pth file to measure')
+    parser.add_argument(
+        '--allow-partial', action='store_true', help='measure although tensors of the checkpoint do not fit the model'
+    )
     parser.add_argument('--out', help='save all predictions to this .pkl file')
     parser.add_argument('--show-dir', help='draw ground truth and prediction of every image into this folder')
     parser.add_argument('--score-thr', type=float, default=0.3, help='lowest score to draw (%(default)s)')
@@ -87,14 +91,18 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         dump = 'mmengine.DumpResults' if is_segmentation(cfg) else 'DumpDetResults'
         cfg.test_evaluator = [*evaluator_list(cfg.test_evaluator), dict(type=dump, out_file_path=options.out)]
 
+    from mmplugin.engine import weights
     from mmplugin.engine.result_tables import confusion_matrix, details, headline
     from mmplugin.engine.runner import build_runner
 
-    runner = build_runner(cfg)
+    runner = build_runner(cfg, options.trust)
+    runner.load = weights.load_partially if options.allow_partial else weights.load_exactly
     metrics = runner.test()
     if not is_main_process():
         return 0
     console = Console(highlight=False)
+    for problem in runner.fit.problems():
+        console.print(f'[bold]Not loaded:[/bold] {escape(problem)}', soft_wrap=True)
     show([headline(metrics), *details(runner.test_evaluator)], console)
     matrix = confusion_matrix(runner.test_evaluator)
     if matrix is not None:

@@ -4,17 +4,22 @@ import argparse
 import os
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from rich.console import Console
+from torch import nn
 
 from mmplugin.config_edits import require_weights
 from mmplugin.engine.arguments import add_common_arguments, config_from
-from mmplugin.engine.checkpoints import find_last_checkpoint
+from mmplugin.engine.resume import find_last_checkpoint
+from mmplugin.engine.work_dir import locked, prepare_work_dir, remove_drafts
 from mmplugin.errors import UserError
+
+CPU_AMP = 'AutocastOptimWrapper'
 
 
 def parse(argv: Sequence[str] | None = None, prog: str | None = None) -> argparse.Namespace:
@@ -22,7 +27,7 @@ def parse(argv: Sequence[str] | None = None, prog: str | None = None) -> argpars
     parser = argparse.ArgumentParser(prog=prog, description='Train a config, validate it and write a report.')
     add_common_arguments(parser)
     parser.add_argument('--resume', nargs='?', const='auto', help='continue from the last checkpoint, or from this one')
-    parser.add_argument('--amp', action='store_true', help='mixed precision (CUDA only)')
+    parser.add_argument('--amp', action='store_true', help='mixed precision: float16 on CUDA, bfloat16 on CPU')
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
     parser.add_argument('--no-check', action='store_true', help='do not check the data set before training')
     parser.add_argument('--no-report', action='store_true', help='do not write report.html after training')
@@ -45,7 +50,7 @@ def set_resume_(cfg: Config, resume: str) -> None:
     """Continue from a checkpoint; ``auto`` is the last one of the work folder."""
     path = find_last_checkpoint(cfg.work_dir) if resume == 'auto' else Path(resume)
     if not path.is_file():
-        raise UserError(f'--resume {resume}: no such file; --resume alone takes the last checkpoint of {cfg.work_dir}')
+        raise UserError(f'--resume {path}: no such file; --resume alone takes the last checkpoint of {cfg.work_dir}')
     cfg.resume, cfg.load_from = True, str(path)
 
 
@@ -54,30 +59,65 @@ def is_first_process() -> bool:
     return all(os.environ.get(name, '0') == '0' for name in ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK'))
 
 
+def restarted_by_torchrun() -> bool:
+    """Return whether torchrun started these processes again after one of them failed."""
+    return int(os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')) > 0
+
+
+def add_safety_hooks_(cfg: Config) -> None:
+    """Add what every training of this command has, also with a config that does not name it."""
+    present = {hook.get('type') for hook in cfg.get('custom_hooks') or []}
+    added = [dict(type=name) for name in ('FiniteLossHook', 'StopSignalHook') if name not in present]
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), *added]
+
+
+def checkpoint_bytes(model: nn.Module) -> int:
+    """Return the approximate size of a checkpoint: weights, and two moments of the optimizer."""
+    weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    trainable = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    return weights + 2 * trainable
+
+
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Run the command; return 0."""
     options = parse(argv, prog)
-    if options.amp and not torch.cuda.is_available():
-        raise UserError('--amp requires a CUDA GPU; omit it on CPU')
     cfg = config_from(options)
+    if restarted_by_torchrun() and options.resume is None and any(Path(cfg.work_dir).glob('*_*.pth')):
+        options.resume = 'auto'
     if options.resume is not None:
         set_resume_(cfg, options.resume)
     elif cfg.get('load_from') is None:
         require_weights(cfg)
     if options.amp:
-        cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
+        cuda = torch.cuda.is_available()
+        cfg.optim_wrapper.update(dict(type='AmpOptimWrapper', loss_scale='dynamic') if cuda else dict(type=CPU_AMP))
+    add_safety_hooks_(cfg)
     if options.auto_scale_lr:
+        if 'auto_scale_lr' not in cfg:
+            raise UserError(
+                '--auto-scale-lr: this config has no auto_scale_lr; add auto_scale_lr=dict(base_batch_size=16)'
+            )
         cfg.auto_scale_lr.enable = True
-    if not options.no_check and is_first_process():
-        check_data(cfg)
+    if is_first_process():
+        prepare_work_dir(cfg.work_dir)
+        remove_drafts(cfg.work_dir)
+    with locked(cfg.work_dir) if is_first_process() else nullcontext():
+        if not options.no_check and is_first_process():
+            check_data(cfg)
+        run(cfg, options)
+    return 0
 
+
+def run(cfg: Config, options: argparse.Namespace) -> None:
+    """Train, validate and write the report."""
     from mmplugin.engine.runner import build_runner
 
     started = time.perf_counter()
-    runner = build_runner(cfg)
+    runner = build_runner(cfg, options.trust)
+    if is_main_process():
+        prepare_work_dir(cfg.work_dir, checkpoint_bytes(runner.model))
     runner.train()
     if not options.no_report and is_main_process():
         from mmplugin.engine.html_report import write_report
 
         write_report(runner, time.perf_counter() - started)
-    return 0

@@ -27,7 +27,7 @@ class _PerClass:
     def compute_metrics(self, results: list) -> dict[str, float]:
         """Compute each metric alone, and name its per-class values after it.
 
-        Without any detection, AP is 0. mmdet returns no results then, and ``save_best`` fails.
+        Without any detection, AP is 0; mmdet returns no results then.
         """
         metrics, found, per_class = self.metrics, {}, {}
         self.per_class = {}

@@ -9,7 +9,7 @@ import numpy as np
 from mmengine.fileio import get
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from mmengine.structures import BaseDataElement, InstanceData, PixelData
+from mmengine.structures import BaseDataElement, PixelData
 from mmengine.visualization import Visualizer
 
 READABLE_SIDE = 400  # pixels; smaller images are enlarged before class names are drawn
@@ -48,12 +48,12 @@ def draw_sample(visualizer: Visualizer, sample: BaseDataElement, target: Path, s
         score_thr: Detections with a lower score are not drawn.
     """
     image = mmcv.imfrombytes(get(sample.img_path), channel_order='rgb')
-    sample = sample.cpu()
+    sample = sample.cpu()  # a copy
     factor = round(READABLE_SIDE / min(image.shape[:2]))
     if factor > 1:
         height, width = image.shape[:2]
         image = mmcv.imresize(image, (width * factor, height * factor), interpolation='bicubic')
-        sample = _enlarged(sample, factor)
+        _enlarge_(sample, factor)
     options = {'pred_score_thr': score_thr}
     if 'pred_sem_seg' in sample:
         options = {}
@@ -73,17 +73,15 @@ def label_position(mask: np.ndarray) -> np.ndarray:
     return np.array([columns[len(columns) // 2], y])
 
 
-def _enlarged(sample: BaseDataElement, factor: int) -> BaseDataElement:
-    sample = sample.clone()
-    for name, part in sample.items():
-        if isinstance(part, PixelData):
-            part = PixelData(data=part.data.repeat_interleave(factor, -2).repeat_interleave(factor, -1))
-            sample.set_field(part, name, dtype=PixelData)
-        elif isinstance(part, InstanceData):
-            if 'bboxes' in part:
-                part.bboxes = getattr(part.bboxes, 'tensor', part.bboxes) * factor
-            if 'masks' in part:
-                masks = part.masks
-                masks = masks.to_ndarray() if hasattr(masks, 'to_ndarray') else np.asarray(masks)
-                part.masks = masks.repeat(factor, axis=1).repeat(factor, axis=2)
-    return sample
+def _enlarge_(sample: BaseDataElement, factor: int) -> None:
+    for name in {'gt_instances', 'pred_instances'} & set(sample.keys()):
+        instances = sample.get(name)
+        if 'bboxes' in instances:
+            instances.bboxes = getattr(instances.bboxes, 'tensor', instances.bboxes) * factor
+        if 'masks' in instances:
+            masks = instances.masks
+            masks = masks.to_ndarray() if hasattr(masks, 'to_ndarray') else np.asarray(masks)
+            instances.masks = masks.repeat(factor, axis=1).repeat(factor, axis=2)
+    for name in {'gt_sem_seg', 'pred_sem_seg'} & set(sample.keys()):
+        labels = sample.get(name).data
+        setattr(sample, name, PixelData(data=labels.repeat_interleave(factor, -2).repeat_interleave(factor, -1)))

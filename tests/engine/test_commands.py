@@ -1,12 +1,15 @@
 """Messages of ``train`` and ``test`` for errors that the user can fix."""
 
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from mmplugin import stack
 from mmplugin.engine import test, train
+from mmplugin.engine.arguments import config_from
 from mmplugin.engine.config import load_config
 from mmplugin.errors import UserError
 
@@ -53,6 +56,16 @@ def test_testing_refuses(arguments: list[str], message: str, tmp_path: Path, mon
         test.main([name, 'epoch_1.pth', *options])
     with pytest.raises(UserError, match=r'gone\.pth is not a file'):
         test.main([name, 'gone.pth'])
+
+
+def test_tensorboard_is_added_to_the_visualizer(monkeypatch: pytest.MonkeyPatch):
+    options = train.parse(['semfpn_v2_s0', '--tensorboard'])
+    monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', None)  # not installed
+    with pytest.raises(UserError, match='pip install tensorboard'):
+        config_from(options)
+    monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', ModuleType('tensorboard'))
+    cfg = config_from(options)
+    assert [backend.type for backend in cfg.visualizer.vis_backends] == ['LocalVisBackend', 'TensorboardVisBackend']
 
 
 def test_cfg_options_without_a_value_are_refused(capsys: pytest.CaptureFixture):

@@ -10,15 +10,21 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from tiny_training import ROOT, last_weights, run_training, tiny_config, write
+from tiny_training import NO_FORMATTING, ROOT, last_weights, run_training, tiny_config, write
 
-from mmplugin.engine.checkpoints import find_last_checkpoint
+from mmplugin.engine.resume import find_last_checkpoint
 from mmplugin.engine.curves import read_scalars
 
 pytestmark = pytest.mark.usefixtures('tiny_sets')
 
-KILL = """
-import os, signal, sys
+COMMAND = f"""
+import sys
+{NO_FORMATTING}
+from mmplugin.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+KILL = f"""
+import os, signal
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 @HOOKS.register_module()
@@ -26,9 +32,7 @@ class KillHook(Hook):
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         if runner.iter == int(os.environ['KILL_AT']):
             os.kill(os.getpid(), signal.SIGKILL)
-from mmplugin.cli import main
-sys.exit(main(sys.argv[1:]))
-"""
+{COMMAND}"""
 
 
 def _run_killed(config: Path, work_dir: Path, iteration: int) -> None:
@@ -94,7 +98,7 @@ def test_two_processes_equal_one_with_the_same_batches(tmp_path: Path):
         environment = {**os.environ, 'RANK': rank, 'LOCAL_RANK': rank, 'WORLD_SIZE': '2', 'PYTHONPATH': str(ROOT)}
         environment |= {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port, 'OMP_NUM_THREADS': '1'}
         arguments = ['train', str(half), '--work-dir', str(tmp_path / 'two'), '--no-check', '--no-report']
-        command = [sys.executable, '-m', 'mmplugin.cli', *arguments, '--launcher', 'pytorch', f'--local-rank={rank}']
+        command = [sys.executable, '-c', COMMAND, *arguments, '--launcher', 'pytorch', f'--local-rank={rank}']
         processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE))
     for process in processes:
         _, errors = process.communicate(timeout=300)
