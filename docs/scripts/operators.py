@@ -1,9 +1,7 @@
-"""Writes docs/operators.md: each operator, its error against the reference, its time against the compiled one.
+"""Write the tables of docs/operators.md: errors against the references of the tests, times against compiled operators.
 
-    python docs/scripts/operators.py [--compiled PYTHON] [--out docs/operators.md]
-
-PYTHON is an interpreter whose mmcv has compiled operators. Both sides then run the same cases in turn, and the table
-gives ratios of medians; without it the time column stays empty.
+Run ``python docs/scripts/operators.py [--compiled PYTHON]``. PYTHON is an interpreter whose mmcv has compiled
+operators. Without it, the table of times stays as it is.
 """
 
 import argparse
@@ -18,15 +16,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from markers import ROOT, replace_between
+from operators_timing import BEST_OF, CASES
 from rich.console import Console
 
 from mmplugin.errors import UserError
+from mmplugin.ops import functions as f
+from mmplugin.tables import Table
 
-sys.path.insert(0, str(Path(__file__).parents[2] / 'tests'))  # the references are the tests' own
+sys.path.insert(0, str(ROOT / 'tests'))
 import operator_references as reference
-from operators_notes import NOTES
-from operators_timing import CASES
 
+PAGE = ROOT / 'docs' / 'operators.md'
 WORKER = Path(__file__).with_name('operators_timing.py')
 ROUNDS = 3
 
@@ -43,7 +44,7 @@ def _boxes(count: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _differentiable(run: Callable, check: Callable, *inputs: torch.Tensor) -> tuple[float, float]:
-    """Largest error of the float32 forward and of the gradients, both relative to the largest value."""
+    """Return the largest errors of the float32 result and of its gradients, relative to the largest value."""
     exact = [x.clone().requires_grad_() for x in inputs]
     single = [x.float().requires_grad_() for x in inputs]
     expected, found = check(*exact), run(*single)
@@ -58,14 +59,12 @@ def _differentiable(run: Callable, check: Callable, *inputs: torch.Tensor) -> tu
 
 
 def _selection() -> dict[str, str]:
-    """The operators that choose: the same boxes or not."""
-    from mmplugin.ops import functions as f
-
+    """Compare the boxes that the operators of the NMS family select."""
     boxes, scores = _boxes(300)
     dets = torch.cat((boxes, scores[:, None]), 1)
 
     def verdict(found: object, expected: object) -> str:
-        return 'same boxes' if found == expected else 'OTHER BOXES'
+        return 'same boxes' if found == expected else 'DIFFERENT BOXES'
 
     rows = {
         'nms': verdict(f.nms(boxes, scores, 0.5)[1].tolist(), reference.nms(boxes, scores, 0.5)),
@@ -84,8 +83,6 @@ def _selection() -> dict[str, str]:
 
 
 def _numeric() -> dict[str, tuple[float, float]]:
-    from mmplugin.ops import functions as f
-
     x, rois = _input(2, 3, 12, 14), torch.tensor([[0, 1.0, 1, 20, 15], [1, -9, 3, 70, 40], [1, 30, 20, 50, 44.0]])
     rows = {}
     for mode in ('avg', 'max'):
@@ -126,18 +123,18 @@ def _numeric() -> dict[str, tuple[float, float]]:
 
 
 def _times(compiled: str) -> dict[str, tuple[float, float] | str]:
-    """Median seconds (here, compiled) of every case; each round runs both, so that a busy machine slows both."""
-    sides = {'here': [sys.executable, '--stand-in'], 'compiled': [compiled]}
+    """Return the seconds of every case: mmplugin, compiled. Each round runs both, so a busy machine slows both."""
+    sides = {'mmplugin': [sys.executable, '--mmplugin'], 'compiled': [compiled]}
     seen: dict[str, dict[str, list[float]]] = {side: {} for side in sides}
     env = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
     for _ in range(ROUNDS):
         for side, (python, *flags) in sides.items():
-            # Only this project's own interpreter gets its folder: the other side must not see the stand-in.
-            path = {'PYTHONPATH': str(WORKER.parents[2])} if side == 'here' else {}
+            # the compiled side must not import mmplugin
+            path = {'PYTHONPATH': str(ROOT)} if side == 'mmplugin' else {}
             command = [python, '-W', 'ignore', str(WORKER), *flags]
             done = subprocess.run(command, capture_output=True, text=True, env={**env, **path}, cwd='/')
             if done.returncode:
-                raise UserError(f'{python} could not run the cases; its last words: {done.stderr.strip()[-300:]}')
+                raise UserError(f'{python} could not run the cases: {done.stderr.strip()[-300:]}')
             for name, value in json.loads(done.stdout.splitlines()[-1]).items():
                 seen[side].setdefault(name, []).append(value)
     rows = {}
@@ -147,58 +144,46 @@ def _times(compiled: str) -> dict[str, tuple[float, float] | str]:
     return rows
 
 
-def _document(times: dict | None) -> str:
-    lines = [
-        '# Operators',
-        '',
-        '`import mmplugin` puts these in the place of `mmcv._ext` where mmcv brings no compiled operators.',
-        '`mmplugin.ops.backend()` says which are at work. What differs from the compiled ones stands below the tables.',
-        '',
-        'This page is written by `python docs/scripts/operators.py --compiled PYTHON`; '
-        f'last on {datetime.date.today()}, {platform.machine()}, torch {torch.__version__}, '
-        f'{os.cpu_count()} shared CPU cores.',
-        '',
-        '## Error against the float64 reference',
-        '',
-        'Float32 input. Errors are the largest absolute ones, relative to the largest value if that is over 1.',
-        '',
-        '| Operator | Forward | Gradient |',
-        '|---|---|---|',
-    ]
-    lines += [f'| {name} | {verdict} | none |' for name, verdict in _selection().items()]
-    lines += [f'| {name} | {forward:.1e} | {back:.1e} |' for name, (forward, back) in _numeric().items()]
-    lines += ['', '## Time against the compiled operators', '']
-    if times is None:
-        lines += ['Not measured: no `--compiled PYTHON` was given.', '']
-    else:
-        lines += [
-            f'Forward and backward where there is one; median of {ROUNDS} runs in turn, one thread each.',
-            'Under 1: faster than compiled.',
-            '',
-            '| Case | Here, ms | Compiled, ms | Ratio |',
-            '|---|---|---|---|',
-        ]
-        for name, value in times.items():
-            cells = value if isinstance(value, str) else f'{value[0] / value[1]:.2f}'
-            numbers = ('', '') if isinstance(value, str) else (f'{1e3 * v:.1f}' for v in value)
-            lines.append(f'| {name} | {" | ".join(numbers)} | {cells} |')
-        lines.append('')
-    return '\n'.join(lines) + NOTES
+def _machine() -> str:
+    return (
+        f'{datetime.date.today()}, {platform.machine()}, {os.cpu_count()} shared CPU cores, torch {torch.__version__}'
+    )
+
+
+def errors() -> str:
+    """Compute all errors and return their table."""
+    rows = [(name, verdict, 'none') for name, verdict in _selection().items()]
+    rows += [(name, f'{forward:.1e}', f'{gradient:.1e}') for name, (forward, gradient) in _numeric().items()]
+    return f'{Table("", ("Operator", "Result", "Gradient"), rows).markdown()}\n\nComputed {_machine()}.'
+
+
+def times(compiled: str) -> str:
+    """Time all cases and return their table."""
+    rows = []
+    for name, value in _times(compiled).items():
+        if isinstance(value, str):
+            rows.append((name, '', '', value))
+        else:
+            rows.append((name, *(f'{1e3 * seconds:.1f}' for seconds in value), f'{value[0] / value[1]:.2f}'))
+    table = Table('', ('Case', 'mmplugin, ms', 'compiled, ms', 'ratio'), rows).markdown()
+    return (
+        f'{table}\n\nMeasured {_machine()}, one thread: medians of {ROUNDS} rounds, each the faster of {BEST_OF} runs.'
+    )
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog='python docs/scripts/operators.py', description=__doc__.split('\n')[0])
+    """Run the command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--compiled', metavar='PYTHON', help='interpreter whose mmcv has compiled operators')
-    parser.add_argument('--out', type=Path, default=Path('docs/operators.md'))
-    args = parser.parse_args()
-    console = Console(stderr=True)
+    options = parser.parse_args()
     try:
-        text = _document(_times(args.compiled) if args.compiled else None)
+        measured = times(options.compiled) if options.compiled else None
     except (UserError, FileNotFoundError) as error:
-        console.print(str(error), markup=False, style='red')
+        Console(stderr=True).print(str(error), markup=False, style='red')
         return 2
-    args.out.write_text(text)
-    console.print(f'Wrote {args.out}.', markup=False)
+    replace_between(PAGE, 'errors', errors())
+    if measured:
+        replace_between(PAGE, 'times', measured)
     return 0
 
 

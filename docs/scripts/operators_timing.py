@@ -1,6 +1,6 @@
-"""Times `mmcv.ops`, whichever operators stand behind it; run by the report in two interpreters.
+"""Time ``mmcv.ops`` with whichever operators it uses. ``operators.py`` runs this script in two interpreters.
 
-A script of its own: it imports nothing of mmplugin unless asked for the stand-in. Its last line is JSON.
+It imports mmplugin only with ``--mmplugin``. Its last line is JSON: seconds, or null where a kernel is missing.
 """
 
 import json
@@ -96,9 +96,8 @@ CASES = {
 
 
 def measure() -> dict[str, float | None]:
-    """Best of a few runs in this process; None where the operator has no kernel for this device."""
-    # mmcv's CPU kernels use one thread. More for the other side would measure the load of a shared machine: a thread
-    # that waits for a core holds up every small operation.
+    """Return the seconds of each case, the fastest of ``BEST_OF`` runs, or None where there is no kernel for CPUs."""
+    # mmcv's CPU kernels use one thread, so both sides do
     torch.set_num_threads(1)
     torch.manual_seed(0)
     found: dict[str, float | None] = {}
@@ -116,7 +115,7 @@ def measure() -> dict[str, float | None]:
 
 
 if __name__ == '__main__':
-    if '--stand-in' in sys.argv:
+    if '--mmplugin' in sys.argv:
         import mmplugin.ops
 
         mmplugin.ops.install()
