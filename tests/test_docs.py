@@ -5,6 +5,7 @@ import io
 import re
 import shlex
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,13 @@ def test_every_link_leads_to_a_file_and_a_heading(page):
             headings = re.findall(r'^#+ (.+)$', file.read_text(encoding='utf-8'), re.M)
             slugs = {re.sub(r'[^\w -]', '', heading).strip().lower().replace(' ', '-') for heading in headings}
             assert anchor in slugs, f'{target}: the headings are {sorted(slugs)}'
+
+
+def test_the_model_zoo_is_written_from_the_current_figures(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / 'docs/scripts')
+    model_zoo, markers = import_module('model_zoo'), import_module('markers')
+    assert markers.read_between(model_zoo.PAGE, 'comparison') == model_zoo.comparison()
+    assert markers.read_between(model_zoo.PAGE, 'feature maps') == model_zoo.feature_maps()
 
 
 def test_images_are_small_enough_for_a_clone():

@@ -3,21 +3,21 @@
 Run ``python docs/scripts/model_zoo.py`` after measuring.
 """
 
-from pathlib import Path
-
-from markers import replace_between
+from markers import ROOT, replace_between
 
 from mmplugin.benchmark.published import PUBLISHED
 from mmplugin.benchmark.results import Results, size_text
 from mmplugin.benchmark.sizes import ARCHS, on_meta_device
 from mmplugin.tables import Table
 
-DOCS = Path(__file__).parents[1]
+DATA = ROOT / 'docs' / 'data' / 'benchmark.json'
+PAGE = ROOT / 'docs' / 'model_zoo.md'
 MODES = {'eager': 'Eager, ms', 'fused': 'Fused, ms', 'fused+compiled': 'Compiled, ms'}
 
 
-def comparison(results: Results) -> str:
+def comparison() -> str:
     """Return the table of all backbones, published figures first, and the conditions of the measurement."""
+    results = Results.from_json(DATA)
     first = results.of('infer')[0]
     measured = {
         (record.model, record.mode): record
@@ -65,12 +65,6 @@ def feature_maps() -> str:
     return Table('', ['Name', 'In a config', 'Channels', 'Strides'], rows).markdown()
 
 
-def main() -> None:
-    """Replace both tables."""
-    page = DOCS / 'model_zoo.md'
-    replace_between(page, 'comparison', comparison(Results.from_json(DOCS / 'data' / 'benchmark.json')))
-    replace_between(page, 'feature maps', feature_maps())
-
-
 if __name__ == '__main__':
-    main()
+    replace_between(PAGE, 'comparison', comparison())
+    replace_between(PAGE, 'feature maps', feature_maps())
