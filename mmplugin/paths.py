@@ -56,6 +56,7 @@ def find_config(name: str | Path) -> Path:
 
 
 def _scheme(names: list[str]) -> str:
-    heads, _, backbones = zip(*(name.partition('_') for name in names), strict=True)
-    heads, backbones = (', '.join(sorted(set(parts))) for parts in (heads, backbones))
+    parts = [name.partition('_') for name in names]
+    heads = ', '.join(sorted({head for head, _, _ in parts}))
+    backbones = ', '.join(sorted({backbone for _, _, backbone in parts}))
     return f'Names are HEAD_FAMILY_ARCH. Allowed heads: {heads}. Allowed families and archs: {backbones}.'
