@@ -21,10 +21,12 @@ PARTS = {
     },
     registry.HOOKS: {
         'DrawHook': 'mmplugin.hooks.draw',
+        'FiniteLossHook': 'mmplugin.hooks.finite_loss',
         'FreezeNormHook': 'mmplugin.hooks.freeze_norm',
         'IterationSeedHook': 'mmplugin.hooks.iteration_seed',
         'LabelRangeHook': 'mmplugin.hooks.label_range',
         'ProgressHook': 'mmplugin.hooks.progress',
+        'StopSignalHook': 'mmplugin.hooks.stop_signal',
         'WarmStartHook': 'mmplugin.hooks.warm_start',
     },
     registry.DATA_SAMPLERS: {'SeededSampler': 'mmplugin.data.seeded_sampler'},
@@ -35,7 +37,11 @@ PARTS = {
         'FasterDetectionMetric': 'mmplugin.evaluation.detection',
         'SegmentationMetric': 'mmplugin.evaluation.segmentation',
     },
-    registry.LOOPS: {'ResumableIterBasedTrainLoop': 'mmplugin.engine.loops'},
+    registry.OPTIM_WRAPPERS: {'AutocastOptimWrapper': 'mmplugin.engine.amp'},
+    registry.LOOPS: {
+        'ResumableEpochBasedTrainLoop': 'mmplugin.engine.loops',
+        'ResumableIterBasedTrainLoop': 'mmplugin.engine.loops',
+    },
 }
 
 

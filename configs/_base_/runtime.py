@@ -14,7 +14,12 @@ default_hooks = dict(
     checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=2, backend_args=dict(backend='atomic')),
     sampler_seed=dict(type='DistSamplerSeedHook'),
 )
-custom_hooks = [dict(type='ProgressHook'), dict(type='IterationSeedHook'), dict(type='LabelRangeHook')]
+custom_hooks = [
+    dict(type='ProgressHook'),
+    dict(type='IterationSeedHook'),
+    dict(type='LabelRangeHook'),
+    dict(type='FiniteLossHook'),
+]
 randomness = dict(seed=0)
 log_level = 'INFO'
 load_from = None

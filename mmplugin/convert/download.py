@@ -17,6 +17,16 @@ from mmplugin.errors import UserError
 from mmplugin.files import atomic_write
 
 
+def local_path(checkpoint: str) -> Path:
+    """Return the path of a checkpoint that is given as a path or a URL."""
+    scheme = urlparse(checkpoint).scheme
+    if scheme in ('http', 'https'):
+        return cached_download(checkpoint)
+    if '://' in checkpoint:
+        raise UserError(f'{scheme}:// is not supported; download the file and use its path')
+    return Path(checkpoint).expanduser()
+
+
 def cached_download(url: str) -> Path:
     """Return the local path of ``url``, and download it first if needed.
 

@@ -3,7 +3,6 @@
 from collections import Counter
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 from mmengine.logging import print_log
 from torch import nn
@@ -14,7 +13,7 @@ from mmplugin.layers.attention_bias import OffsetBias, UpstreamBias
 
 from . import checkpoint_io
 from .conversion import Result, convert
-from .download import cached_download
+from .download import local_path
 from .formats import MMPLUGIN, arch_name
 
 STAGE_NOT_BUILT, NORM_NOT_BUILT = 'of stages above out_indices', 'norms of maps that are not returned'
@@ -43,7 +42,7 @@ def load_pretrained(
     """
     arch = backbone.arch if isinstance(backbone.arch, dict) else None
     try:
-        path = _local_path(str(checkpoint))
+        path = local_path(str(checkpoint))
         result = convert(checkpoint_io.read(path, trust), arch, ema=ema, prefix=prefix)
         line = _load(backbone, result)
     except UserError as error:
@@ -130,12 +129,3 @@ def _undecided(result: Result) -> bool:
 
 def _config(result: Result) -> str:
     return f'dict({", ".join(f"{key}={value!r}" for key, value in result.backbone.items())}, ...)'
-
-
-def _local_path(checkpoint: str) -> Path:
-    scheme = urlparse(checkpoint).scheme
-    if scheme in ('http', 'https'):
-        return cached_download(checkpoint)
-    if '://' in checkpoint:
-        raise UserError(f'{scheme}:// is not supported; download the file and use its path')
-    return Path(checkpoint).expanduser()

@@ -7,7 +7,7 @@ repeats the uninterrupted one exactly, with any number of workers, and no random
 """
 
 import random
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Sequence, Sized
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ class SeededIndex(int):
         self.seed = seed
         return self
 
-    def __getnewargs__(self) -> tuple[int, int]:  # for pickle, on the way to a worker
+    def __getnewargs__(self) -> tuple[int, int]:  # type: ignore[override]  # for pickle, on the way to a worker
         return int(self), self.seed
 
 
@@ -68,7 +68,7 @@ class SeededSampler(Sampler):
         self.start = position
 
     def _pass(self, number: int) -> Iterator[SeededIndex]:
-        order = range(len(self.dataset))
+        order: Sequence[int] = range(len(self.dataset))
         if self.shuffle:
             generator = torch.Generator()
             generator.manual_seed(self.seed + number)
@@ -80,7 +80,8 @@ class SeededSampler(Sampler):
         samples = list(self._pass(self.epoch))
         missing = len(self) * self.world_size - len(samples)
         samples += [samples[i % len(samples)] for i in range(missing)]  # the same number for every process
-        yield from samples[self.rank :: self.world_size]
+        start, self.start = self.start, 0  # the pass after a resumed one begins at its start again
+        yield from samples[self.rank :: self.world_size][start:]
 
     def _stream(self) -> Iterator[SeededIndex]:
         size = len(self.dataset)

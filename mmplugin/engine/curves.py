@@ -10,6 +10,7 @@ import numpy as np
 
 matplotlib.use('Agg')
 from matplotlib import pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
 METRICS = ('bbox_mAP', 'bbox_mAP_50', 'segm_mAP', 'segm_mAP_50', 'mIoU', 'mBIoU')  # names without their prefix
 INK = '#888888'  # readable on light and on dark pages
@@ -18,7 +19,8 @@ MAX_NAMES = 30  # a confusion matrix of more classes has no class names
 
 def read_scalars(work_dir: str | Path) -> tuple[list[dict], list[dict]]:
     """Return the training and validation records of all runs in a work folder; of repeated steps, the last one."""
-    training, validation = {}, {}
+    training: dict[int, dict] = {}
+    validation: dict[int, dict] = {}
     for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
         for line in path.read_text(encoding='utf-8').splitlines():
             record = json.loads(line)
@@ -79,7 +81,7 @@ def metric_curve(validation: Sequence[dict], x_label: str) -> bytes | None:
     for name, found in points.items():
         axes.plot(*zip(*found, strict=True), marker='o', markersize=4, label=name.replace('mAP', 'AP'))
     axes.set_ylim(bottom=0)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _legend(axes)
     return _png(figure)
 

@@ -11,10 +11,9 @@ from tempfile import TemporaryDirectory
 
 import jinja2
 import torch
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseModel, is_model_wrapper
 from mmengine.runner import Runner
 from rich.console import Console
-from torch import nn
 
 from mmplugin import stack
 from mmplugin.config_edits import is_segmentation
@@ -41,7 +40,7 @@ def _versions() -> Table:
 
 
 @torch.no_grad()
-def example_images(runner: Runner, model: nn.Module, batches: Iterable, count: int = IMAGES) -> list[bytes]:
+def example_images(runner: Runner, model: BaseModel, batches: Iterable, count: int = IMAGES) -> list[bytes]:
     """Return JPEGs of the first images: ground truth and prediction side by side."""
     model.eval()
     samples = islice(chain.from_iterable(model.test_step(batch) for batch in batches), count)

@@ -17,6 +17,7 @@ class BalancedCrossEntropy(nn.Module):
     """
 
     loss_name = 'loss_ce'
+    class_weight: Tensor
 
     def __init__(self, class_weight: Sequence[float]):
         super().__init__()

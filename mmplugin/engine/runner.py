@@ -70,7 +70,8 @@ class CommandRunner(Runner):
     def resume(self, filename: str, resume_optimizer: bool = True, **settings: Any) -> None:
         """Continue a training exactly, or refuse."""
         checkpoint = CheckpointLoader.load_checkpoint(filename, 'cpu')
-        check_resumable(checkpoint, filename, self.max_iters)
+        if check_resumable(checkpoint, filename, self.max_iters) == self.max_iters:
+            print_log(f'{filename} is the end of this training: nothing is left to train.', 'current', logging.WARNING)
         try:
             super().resume(filename, resume_optimizer, **settings)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:

@@ -1,13 +1,14 @@
 """Refuse models whose parts disagree about strides. They would train without an error, but learn nothing."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
 from mmplugin.errors import UserError
 
 
-def _pyramid_strides(backbone: Sequence[int], neck: nn.Module | None) -> tuple[int, ...]:
+def _pyramid_strides(backbone: Sequence[int], neck: Any) -> tuple[int, ...]:
     """Return the strides of the neck's outputs; mmdet's FPN keeps levels and adds coarser ones."""
     if neck is None:
         return tuple(backbone)
@@ -35,6 +36,7 @@ def check_strides(model: nn.Module) -> None:
                 full_name = f'{name}.anchor_generator.strides'
                 _refuse(full_name, strides, 'the neck returns', pyramid, 'anchors or neck')
     roi_head = getattr(model, 'roi_head', None)
+    strides: Sequence[int] | None
     for name in ('bbox_roi_extractor', 'mask_roi_extractor'):
         strides = getattr(getattr(roi_head, name, None), 'featmap_strides', None)
         if strides is not None and tuple(strides) != pyramid[: len(strides)]:
@@ -42,7 +44,7 @@ def check_strides(model: nn.Module) -> None:
             _refuse(full_name, strides, 'the neck returns', pyramid, 'extractor or neck')
     head = getattr(model, 'decode_head', None)
     strides = getattr(head, 'feature_strides', None)
-    if strides is not None:
+    if head is not None and strides is not None:
         selected = tuple(pyramid[i] for i in head.in_index)
         if tuple(strides) != selected:
             _refuse(

@@ -64,8 +64,9 @@ class ProgressHook(Hook):
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Show the headline numbers, and go back to the training."""
         self._close()
-        if is_main_process() and summary(metrics or {}):
-            self.console.print(f'val {summary(metrics)}')
+        text = summary(metrics or {})
+        if is_main_process() and text:
+            self.console.print(f'val {text}')
         if runner.iter < runner.max_iters:
             self._open('train', runner.max_iters, runner.iter)
 

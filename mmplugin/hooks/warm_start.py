@@ -64,8 +64,8 @@ class WarmStartHook(Hook):
         """Yield batches of RGB images and their labels, then the same batches mirrored."""
         drawn: list[tuple[Tensor, Tensor]] = []
         for start in range(0, (self.steps + 1) // 2 * self.batch_size, self.batch_size):
-            crops, labels = mini_crops(self.batch_size, start=start)
-            drawn.append((_in_grid(torch.from_numpy(crops)), torch.from_numpy(labels)))
+            crops, classes = mini_crops(self.batch_size, start=start)
+            drawn.append((_in_grid(torch.from_numpy(crops)), torch.from_numpy(classes)))
             yield drawn[-1]
         for images, labels in drawn[: self.steps // 2]:
             yield images.flip(-1), labels.view(-1, GRID).flip(1).flatten()  # mirroring moves the cells, too

@@ -1,7 +1,7 @@
 # 1x schedule: 12 epochs, batch size 16.
 _base_ = '../runtime.py'
 default_scope = 'mmdet'
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=12, val_interval=1)
+train_cfg = dict(type='ResumableEpochBasedTrainLoop', max_epochs=12, val_interval=1)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 param_scheduler = [
