@@ -63,7 +63,7 @@ def detailed_evaluators(evaluator: dict | Sequence[dict]) -> list[dict]:
     detailed = []
     for metric in evaluator_list(evaluator):
         kind = metric.get('type')
-        name = kind.rpartition('.')[2] if isinstance(kind, str) else None  # mmdet.CocoMetric
+        name = kind.rpartition('.')[2] if isinstance(kind, str) else ''  # without the scope of mmdet.CocoMetric
         detailed.append({**metric, 'type': DETAILED_METRICS.get(name, kind)})
         if name in ('CocoMetric', 'FasterCocoMetric') and not metric.get('format_only'):
             detailed.append(dict(type='ErrorBreakdown'))

@@ -31,12 +31,11 @@ def check_strides(model: nn.Module) -> None:
     for name in ('rpn_head', 'bbox_head'):
         generator = getattr(getattr(model, name, None), 'prior_generator', None)
         if generator is not None:
-            strides = tuple(max(stride) for stride in generator.strides)
-            if strides != pyramid:
+            anchors = tuple(max(stride) for stride in generator.strides)
+            if anchors != pyramid:
                 full_name = f'{name}.anchor_generator.strides'
-                _refuse(full_name, strides, 'the neck returns', pyramid, 'anchors or neck')
+                _refuse(full_name, anchors, 'the neck returns', pyramid, 'anchors or neck')
     roi_head = getattr(model, 'roi_head', None)
-    strides: Sequence[int] | None
     for name in ('bbox_roi_extractor', 'mask_roi_extractor'):
         strides = getattr(getattr(roi_head, name, None), 'featmap_strides', None)
         if strides is not None and tuple(strides) != pyramid[: len(strides)]:

@@ -11,13 +11,15 @@ ITEMS = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
 COLUMNS = {'bbox': 'box AP', 'segm': 'mask AP'}
 
 
-class _PerClass:
-    """Mixin for ``CocoMetric`` and its subclasses.
+class DetectionMetric(coco.CocoMetric):
+    """``CocoMetric`` with per-class AP of boxes and of masks. Takes the arguments of ``CocoMetric``.
 
     mmdet names the AP of a class ``cat_precision``, whether it is of boxes or of masks, so that the latter replaces the
     former. Here they are ``bbox_cat_precision`` and ``segm_cat_precision``. With ``classwise=True`` the results also
     have mmdet's own names.
     """
+
+    metrics: list[str]  # of CocoMetric
 
     def __init__(self, *args: Any, classwise: bool = False, **kwargs: Any):
         super().__init__(*args, classwise=True, **kwargs)
@@ -58,11 +60,7 @@ class _PerClass:
         return Table('Per class', ('class', *(COLUMNS[metric] for metric in columns)), rows)
 
 
-class DetectionMetric(_PerClass, coco.CocoMetric):
-    """``CocoMetric`` with per-class AP of boxes and of masks. Takes the arguments of ``CocoMetric``."""
-
-
 if hasattr(coco, 'FasterCocoMetric'):  # not in stock mmdet
 
-    class FasterDetectionMetric(_PerClass, coco.FasterCocoMetric):
+    class FasterDetectionMetric(DetectionMetric, coco.FasterCocoMetric):
         """``FasterCocoMetric`` with per-class AP of boxes and of masks."""

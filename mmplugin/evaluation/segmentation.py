@@ -55,11 +55,13 @@ class SegmentationMetric(IoUMetric):
         **options: Arguments of ``IoUMetric``.
     """
 
+    results: list[tuple[np.ndarray, ...]]  # of BaseMetric: one sum after the first batch
+
     def __init__(self, boundary_iou: bool = True, **options: Any):
         super().__init__(**options)
         self.boundary_iou = boundary_iou
         self.matrix: np.ndarray | None = None  # (true class, predicted class), of the last evaluation
-        self.boundaries: np.ndarray | None = None  # (classes, 2): pixels in both boundaries, pixels in either
+        self.boundaries = np.zeros((0, 2))  # (classes, 2): pixels in both boundaries, pixels in either
         self.areas: tuple[np.ndarray, ...] = ()  # intersection, union, prediction, target, as IoUMetric orders them
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
@@ -110,4 +112,4 @@ class SegmentationMetric(IoUMetric):
 
 def _sum(parts: Sequence[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
     """Add up matrices and boundary overlaps."""
-    return tuple(sum(column) for column in zip(*parts, strict=True))
+    return tuple(np.sum(column, axis=0) for column in zip(*parts, strict=True))
