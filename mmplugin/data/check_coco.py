@@ -20,11 +20,20 @@ from mmplugin.config_edits import dicts
 from mmplugin.findings import ERROR, NOTE, WARNING, Finding
 from mmplugin.text import some
 
+from .rle import polygon_problem, rle_problem
 from .splits import Split, check_classes, check_overlap, distinct, map_in_threads, sample, splits
 
-MASK_SAMPLE = 20_000  # masks that the fast check examines
 LISTS = ('images', 'annotations', 'categories')
+# What refers to entries, and serves as a key of a dict in mmdet and pycocotools.
+KEY_FIELDS = {
+    'images': ('id', 'file_name'),
+    'annotations': ('id', 'image_id', 'category_id'),
+    'categories': ('id', 'name'),
+}
+LARGEST_COORDINATE = 1e6
 NO_MASK = 'annotations without a mask, but the model has a mask head'
+NEITHER = 'masks that are neither polygons nor RLE'
+TOO_SMALL = 'boxes smaller than one pixel, skipped in training'
 
 
 @dataclass
@@ -112,6 +121,12 @@ def _read(path: Path, split: Split) -> dict | Finding:
     if malformed:
         problem = f'entries that are not JSON objects in the list {some(malformed)}'
         return Finding(ERROR, problem, str(path), 'export the file again')
+    for name, fields in KEY_FIELDS.items():
+        for field in fields:
+            odd = [entry[field] for entry in content[name] if not isinstance(entry.get(field, ''), int | str)]
+            if odd:
+                problem = f'{name} whose {field!r} is not a number or a text: {some(odd)}'
+                return Finding(ERROR, problem, str(path), 'export the file again')
     return content
 
 
@@ -167,7 +182,7 @@ def _check_references(file: _CocoFile) -> Iterator[Finding]:
     used = dict.fromkeys(annotation.get('category_id') for annotation in file.annotations)
     unknown = [number for number in used if number not in names]
     if unknown:
-        problem = f'annotations of unknown categories: category_id {some(unknown)}; the file has {some(names, 8)}'
+        problem = f'annotations with an unknown category_id: {some(unknown)}; the categories are {some(names, 8)}'
         yield file.error(problem, 'correct category_id, or add the categories')
 
 
@@ -182,7 +197,7 @@ def _check_coverage(file: _CocoFile) -> Iterator[Finding]:
         yield file.warning(problem, f'annotate them, or remove them from {split.key}.metainfo.classes')
     empty = len(file.sizes.keys() - {annotation.get('image_id') for annotation in file.annotations})
     if empty and split.name == 'train' and (split.config.get('filter_cfg') or {}).get('filter_empty_gt'):
-        problem = f'{empty} of {len(file.sizes)} training images have no annotations and are skipped'
+        problem = f'training images without annotations, which are skipped ({empty} of {len(file.sizes)})'
         fix = f'to train on them: {split.key}.filter_cfg.filter_empty_gt=False'
         yield Finding(NOTE, problem, str(file.path), fix)
 
@@ -195,7 +210,7 @@ def _check_images(file: _CocoFile, fast: bool) -> Iterator[Finding]:
         split.images[path] = (image.get('width'), image.get('height'))
     present, missing, miscased = _locate(split.images)
     if missing:
-        problem = f'{len(missing)} of {len(split.images)} images are missing: {some(missing)}'
+        problem = f'missing images ({len(missing)} of {len(split.images)}): {some(missing)}'
         if miscased:
             fix = f'correct upper and lower case: {some(os.path.basename(path) for path in miscased)}'
         elif present:
@@ -223,7 +238,8 @@ def _check_pixels(file: _CocoFile, folder: str, paths: list[str]) -> Iterator[Fi
 
 def _locate(paths: Iterable[str]) -> tuple[list[str], list[str], list[str]]:
     """Return the paths that exist, those that do not, and of the latter those that exist in another case."""
-    present, missing = [], []
+    present: list[str] = []
+    missing: list[str] = []
     listings: dict[str, set[str]] = {}  # one listing of a folder takes less time than one look-up for each file
     for path in paths:
         folder, name = os.path.split(path)
@@ -253,7 +269,8 @@ def _array(rows: Iterable[Sequence[float]], columns: int) -> np.ndarray:
 
 
 def _check_boxes(file: _CocoFile) -> Iterator[Finding]:
-    boxed, boxless = [], []
+    boxed: list[dict] = []
+    boxless: list[dict] = []
     for annotation in file.annotations:
         box = annotation.get('bbox')
         (boxed if isinstance(box, list) and len(box) == 4 else boxless).append(annotation)
@@ -264,12 +281,20 @@ def _check_boxes(file: _CocoFile) -> Iterator[Finding]:
     if not boxed:
         yield file.error('no annotation with a box', 'export the file again, with boxes')
         return
+    text = [a.get('id') for a in boxed if not all(type(value) in (int, float) for value in a['bbox'])]
+    if text:
+        yield file.error(
+            f'boxes with coordinates that are not numbers: ids {some(text)}', 'write numbers, without quotes'
+        )
+        return
     try:
         boxes = _array((annotation['bbox'] for annotation in boxed), 4)
         sizes = _array((file.sizes[annotation['image_id']] for annotation in boxed), 2)
     except (TypeError, ValueError) as error:
         yield file.error(f'boxes or image sizes that are not numbers: {error}', 'write numbers, without quotes')
         return
+    if file.split.name == 'train' and all(annotation.get('iscrowd') for annotation in boxed):
+        yield file.error('all annotations are crowds: there is nothing to train on', "set 'iscrowd' to 0")
     yield from _check_coordinates(file, boxes, sizes, [annotation.get('id') for annotation in boxed])
 
 
@@ -279,42 +304,44 @@ def _check_coordinates(file: _CocoFile, boxes: np.ndarray, sizes: np.ndarray, id
     finite = np.isfinite(boxes).all(axis=1)
     small = finite & (extent < 1).any(axis=1)  # mmdet skips these
     outside = finite & ((corner >= sizes) | (corner + extent <= 0)).any(axis=1)
-    across = finite & ~outside & ((corner < -1) | (corner + extent > sizes + 1)).any(axis=1)
+    huge = finite & (np.abs(boxes) > LARGEST_COORDINATE).any(axis=1)
+    across = finite & ~outside & ~huge & ((corner < -1) | (corner + extent > sizes + 1)).any(axis=1)
     if (boxes[finite] <= 1).all():
         problem = 'all coordinates are at most 1: the boxes are relative to the image size'
         yield file.error(problem, 'write pixels: [x, y, width, height]')
     elif across.mean() > 0.3 and (extent[finite] > corner[finite]).mean() > 0.95:
-        problem = f'{across.sum()} of {len(boxes)} boxes extend beyond the image: they look like [x1, y1, x2, y2]'
+        problem = f'boxes that look like [x1, y1, x2, y2]: {across.sum()} of {len(boxes)} extend beyond the image'
         yield file.error(problem, 'write [x, y, width, height]')
     else:
         for chosen, severity, problem, fix in (
             (~finite, ERROR, 'boxes with NaN or infinite coordinates', 'correct or remove them'),
-            (small, WARNING, 'boxes smaller than one pixel, skipped in training', 'remove them'),
+            (huge, ERROR, 'boxes with coordinates beyond any image', 'correct or remove them'),
+            (small, ERROR if small.all() else WARNING, TOO_SMALL, 'write [x, y, width, height], or remove them'),
             (outside, ERROR, 'boxes outside their image', 'correct or remove them; are width and height swapped?'),
             (across, WARNING, 'boxes that extend beyond the image, clipped in training', 'clip them to the image'),
         ):
             if chosen.any():
                 chosen_ids = some(ids[index] for index in np.flatnonzero(chosen))
-                yield Finding(severity, f'{chosen.sum()} {problem}: ids {chosen_ids}', str(file.path), fix)
+                yield Finding(severity, f'{problem}: ids {chosen_ids}', str(file.path), fix)
 
 
 def _check_masks(file: _CocoFile, fast: bool) -> Iterator[Finding]:
+    """Check the numbers of all masks, and draw them unless ``fast``."""
     problems = defaultdict(list)
-    examined = sample(file.annotations, MASK_SAMPLE) if fast else file.annotations
-    for annotation in examined:
+    for annotation in file.annotations:
         problem = _mask_problem(annotation.get('segmentation'), file.sizes.get(annotation.get('image_id')))
         if problem:
             problems[problem].append(annotation.get('id'))
     if not fast:
-        areas = map_in_threads(partial(_mask_area, sizes=file.sizes), examined, f'{file.split.name} masks')
+        areas = map_in_threads(partial(_mask_area, sizes=file.sizes), file.annotations, f'{file.split.name} masks')
         problems['masks without area'] += [number for number, area in areas if area == 0]
     for problem, ids in problems.items():
-        if problem == NO_MASK and len(ids) == len(examined):
+        if problem == NO_MASK and len(ids) == len(file.annotations):
             fix = 'add masks, or use a config without masks such as configs/detection/retinanet_*.py'
         else:
             fix = 'draw these masks again, or remove the annotations'
         if ids:
-            yield file.error(f'{problem}: {len(ids)} annotations, ids {some(ids)}', fix)
+            yield file.error(f'{problem}: ids {some(ids)}', fix)
 
 
 def _mask_problem(mask: Any, size: tuple | None) -> str:
@@ -322,20 +349,16 @@ def _mask_problem(mask: Any, size: tuple | None) -> str:
     if not mask:
         return NO_MASK
     if isinstance(mask, list):
-        lengths = [len(polygon) if isinstance(polygon, list) else 0 for polygon in mask]
-        valid = all(length >= 6 and length % 2 == 0 for length in lengths)
-        return '' if valid else 'polygons with fewer than three points'
-    if not isinstance(mask, dict) or not mask.get('counts'):
-        return 'masks that are neither polygons nor RLE'
-    same = size is None or tuple(mask.get('size', ())) == size[::-1]
-    return '' if same else 'RLE masks of another size than the image'
+        return polygon_problem(mask, size)
+    return rle_problem(mask, size) if isinstance(mask, dict) and mask.get('counts') else NEITHER
 
 
 def _mask_area(annotation: dict, sizes: dict) -> tuple[Any, int | None]:
     """Return the id and the area in pixels; the area is None where ``_mask_problem`` has reported the mask already."""
     from pycocotools import mask as rle
 
-    mask, size = annotation.get('segmentation'), sizes.get(annotation.get('image_id'))
+    mask: Any = annotation.get('segmentation')
+    size = sizes.get(annotation.get('image_id'))
     if size is None or _mask_problem(mask, size):
         return annotation.get('id'), None
     width, height = size
@@ -345,7 +368,7 @@ def _mask_area(annotation: dict, sizes: dict) -> tuple[Any, int | None]:
         elif isinstance(mask['counts'], list):
             mask = rle.frPyObjects(mask, height, width)
         return annotation.get('id'), int(rle.area(mask))
-    except (TypeError, ValueError):  # text instead of numbers: nothing can be drawn
+    except (TypeError, ValueError, OverflowError):
         return annotation.get('id'), 0
 
 

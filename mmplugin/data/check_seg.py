@@ -102,7 +102,7 @@ def _find_pairs(split: Split) -> tuple[list[tuple[Path, Path]], list[Finding]]:
         _Folder(split.key, kind, split.path(prefix.get(f'{kind}_path')), split.option(f'{kind}_suffix') or default)
         for kind, default in (('img', '.jpg'), ('seg_map', '.png'))
     )
-    findings = [problem for folder in (images, masks) if (problem := folder.problem())]
+    findings = [found for folder in (images, masks) if (found := folder.problem())]
     if findings:
         return [], findings
     wanted = images.names
@@ -115,17 +115,17 @@ def _find_pairs(split: Split) -> tuple[list[tuple[Path, Path]], list[Finding]]:
         wanted = {line.strip() for line in listing.read_text(encoding='utf-8').splitlines() if line.strip()}
         missing = sorted(wanted - images.names)
         if missing:
-            problem = f'{len(missing)} listed images are missing, with suffix {images.suffix!r}: {some(missing)}'
+            problem = f'images with suffix {images.suffix!r} missing ({len(missing)} of {len(wanted)}): {some(missing)}'
             fix = f'list names without suffix, or correct {split.key}.img_suffix'
             findings.append(Finding(ERROR, problem, str(listing), fix))
     without_mask = sorted((wanted & images.names) - masks.names)
     if without_mask:
-        problem = f'{len(without_mask)} of {len(wanted)} images without a mask: {some(without_mask)}'
+        problem = f'images without a mask ({len(without_mask)} of {len(wanted)}): {some(without_mask)}'
         fix = f'add the masks as <name>{masks.suffix}, or correct {split.key}.seg_map_suffix'
         findings.append(Finding(ERROR, problem, str(masks.path), fix))
     without_image = sorted(masks.names - images.names)
     if without_image:
-        problem = f'{len(without_image)} masks without an image: {some(without_image)}'
+        problem = f'masks without an image: {some(without_image)}'
         findings.append(Finding(WARNING, problem, str(images.path), 'add the images, or remove the masks'))
     names = sorted(wanted & images.names & masks.names)
     pairs = [(images.path / (name + images.suffix), masks.path / (name + masks.suffix)) for name in names]
@@ -159,29 +159,29 @@ def _check_masks(split: Split, pairs: list[tuple[Path, Path]], keys: list[str], 
 
     def report(chosen: list[_Mask], problem: str, fix: str) -> None:
         if chosen:
-            text = f'{len(chosen)} of {len(masks)} masks {problem}: {some(mask.path.name for mask in chosen)}'
+            text = f'{problem} ({len(chosen)} of {len(masks)}): {some(mask.path.name for mask in chosen)}'
             findings.append(Finding(ERROR, text, folder, fix))
 
     broken = [mask for mask in masks if mask.problem]
     readable = [mask for mask in masks if not mask.problem]
-    report(broken, f'or their images are unreadable ({some({m.problem for m in broken})})', 'replace these files')
+    report(broken, f'unreadable masks or images: {some({m.problem for m in broken})}', 'replace these files')
     resized = [mask for mask in readable if mask.size != mask.image_size]
     sizes = some(f'{m.size[0]}x{m.size[1]} for an image of {m.image_size[0]}x{m.image_size[1]}' for m in resized)
     report(
-        resized, f'differ in size from their image ({sizes})', 'resize the masks with nearest-neighbor interpolation'
+        resized, f'masks of another size than their image: {sizes}', 'resize them with nearest-neighbor interpolation'
     )
     colored = [mask for mask in readable if mask.channels > 1]
     colors = some(sorted({value for mask in colored for value in mask.values}), 6)
     fix = 'write one channel with the class index instead of its color, as 8-bit grayscale PNG'
-    report(colored, f'have several channels (mode {some({m.mode for m in colored})}, colors {colors})', fix)
+    report(colored, f'masks with several channels: mode {some({m.mode for m in colored})}, colors {colors}', fix)
     loaders = [step for step in split.config.get('pipeline') or [] if step.get('type') == 'LoadAnnotations']
     if any(step.get('imdecode_backend', 'pillow') != 'pillow' for step in loaders):
         with_palette = [mask for mask in readable if mask.mode == 'P']
         fix = f"{split.key}.pipeline: LoadAnnotations with imdecode_backend='pillow'"
-        report(with_palette, 'have a palette, and this decoder returns its colors instead of the indices', fix)
+        report(with_palette, 'masks with a palette: this decoder returns its colors instead of the indices', fix)
     single = [mask for mask in readable if mask.channels == 1]
     deep = [mask for mask in single if max(mask.values) > 255 or min(mask.values) < 0]
-    report(deep, 'have values outside 0...255, which mmseg truncates to 8 bits', 'write 8-bit PNG; 255 means ignored')
+    report(deep, 'masks with values outside 0...255, which mmseg truncates', 'write 8-bit PNG; 255 means ignored')
     if deep or not single:
         return findings
     return findings + _check_values(split, single, folder, keys, fast)
@@ -189,7 +189,7 @@ def _check_masks(split: Split, pairs: list[tuple[Path, Path]], keys: list[str], 
 
 def _class_of_value(split: Split) -> np.ndarray:
     """Return the class index that mmseg's ``LoadAnnotations`` assigns to each stored value, (256,)."""
-    index = np.arange(256)
+    index: np.ndarray = np.arange(256)
     if split.option('reduce_zero_label'):
         index = np.where(index == 0, IGNORED, np.where(index == IGNORED, IGNORED, index - 1))
     known = split.known_classes

@@ -38,8 +38,8 @@ class Split:
     key: str
     config: dict
     dataset_class: type | None
-    classes: tuple[str, ...] | str | None
-    images: dict[str, tuple[int, int] | None] = field(default_factory=dict)
+    classes: Any
+    images: dict[str, Any] = field(default_factory=dict)
 
     def option(self, name: str) -> Any:
         """Return an argument of the dataset: from the config, else the default of its class or of a parent class."""
@@ -155,9 +155,8 @@ def check_overlap(found: list[Split]) -> list[Finding]:
     for split in found:
         shared = [path for path in split.images if path in training] if split.name != 'train' else []
         if shared:
-            problem = (
-                f'{len(shared)} of {len(split.images)} {split.name} images are also training images: {some(shared)}'
-            )
+            share = f'{len(shared)} of {len(split.images)}'
+            problem = f'{split.name} images that are also training images ({share}): {some(shared)}'
             fix = f'point {split.key}.ann_file (or data_prefix) to images that are not used for training'
             findings.append(Finding(WARNING, problem, split.key, fix))
     return findings

@@ -222,31 +222,31 @@ CASES = [
     (_head, 'error', 'the head has 80 classes, the train set has 6', 'model.roi_head.mask_head.num_classes=6'),
     (_head_default, 'error', 'the head has 80 classes', 'model.roi_head.bbox_head.num_classes=6'),
     (_no_file, 'error', 'no such file', 'val_dataloader.dataset.ann_file='),
-    (_image_lost, 'error', '1 of 5 images are missing', 'add the files'),
-    (_image_case, 'error', '1 of 5 images are missing', 'correct upper and lower case: 000001.jpg'),
-    (_wrong_prefix, 'error', '5 of 5 images are missing', "train_dataloader.dataset.dataset.data_prefix.img='"),
+    (_image_lost, 'error', 'missing images (1 of 5)', 'add the files'),
+    (_image_case, 'error', 'missing images (1 of 5)', 'correct upper and lower case: 000001.jpg'),
+    (_wrong_prefix, 'error', 'missing images (5 of 5)', "train_dataloader.dataset.dataset.data_prefix.img='"),
     (_truncated, 'error', 'unreadable images', 'replace'),
     (_swapped_size, 'error', 'image sizes differ from those in the file', 'EXIF'),
-    (_outside, 'error', '1 boxes outside their image: ids 1', 'correct or remove'),
-    (_over, 'warning', '1 boxes that extend beyond', 'clip'),
-    (_empty, 'warning', '1 boxes smaller than one pixel', 'remove'),
+    (_outside, 'error', 'boxes outside their image: ids 1', 'correct or remove'),
+    (_over, 'warning', 'boxes that extend beyond the image, clipped in training: ids 1', 'clip'),
+    (_empty, 'warning', 'boxes smaller than one pixel, skipped in training: ids 1', 'remove'),
     (_corners, 'error', 'look like [x1, y1, x2, y2]', '[x, y, width, height]'),
     (_relative, 'error', 'at most 1', 'write pixels'),
     (_boxless, 'error', 'annotations without a box', 'add the boxes'),
     (_text_boxes, 'error', 'not numbers', 'without quotes'),
     (_maskless, 'error', 'annotations without a mask, but the model has a mask head', 'configs/detection/retinanet_'),
     (_two_points, 'error', 'fewer than three points', 'draw these masks again'),
-    (_flat_polygon, 'error', 'masks without area: 1 annotations, ids 1', 'draw these masks again'),
+    (_flat_polygon, 'error', 'masks without area: ids 1', 'draw these masks again'),
     (_run_lengths, 'error', 'RLE masks of another size', 'draw these masks again'),
     (_evaluator, 'error', 'but the val images come from', "val_evaluator.ann_file='"),
-    (_overlap, 'warning', '5 of 5 val images are also training images', 'val_dataloader.dataset.ann_file'),
-    (_unknown_category, 'error', 'category_id 99', 'correct category_id'),
+    (_overlap, 'warning', 'val images that are also training images (5 of 5)', 'val_dataloader.dataset.ann_file'),
+    (_unknown_category, 'error', 'unknown category_id: 99', 'correct category_id'),
     (_unknown_image, 'error', 'images that are not in the file: ids 1', 'remove'),
     (_repeated_id, 'error', 'annotations with missing or repeated ids', '1, 2, 3'),
     (_no_area, 'error', "annotations without 'area'", "add 'area'"),
     (_no_crowd, 'error', "annotations without 'iscrowd'", "add 'iscrowd': 0"),
     (_text_entries, 'error', 'entries that are not JSON objects in the list images', 'export'),
-    (_text_polygon, 'error', 'masks without area: 1 annotations, ids 1', 'draw these masks again'),
+    (_text_polygon, 'error', 'polygons with coordinates that are not numbers: ids 1', 'draw these masks again'),
     (_list, 'error', 'not a COCO instance file', 'images, annotations, categories'),
 ]
 
@@ -293,7 +293,8 @@ def test_random_boxes_outside_the_image_are_counted_as_one_by_one(broken):
         outside += x >= width or y >= height or x + w <= 0 or y + h <= 0
         annotations.append({**copy.deepcopy(template), 'id': number, 'image_id': 1, 'bbox': box})
     broken.json['train']['annotations'] = annotations
-    assert any(finding.problem.startswith(f'{outside} boxes outside') for finding in broken.findings())
+    reported = [finding.problem for finding in broken.findings() if finding.problem.startswith('boxes outside')]
+    assert f'({outside} in total)' in reported[0]
 
 
 def test_the_command_ends_with_2_for_an_unknown_config(capsys):
@@ -308,3 +309,40 @@ def test_the_table_wraps_long_lines_on_a_narrow_terminal():
     shown = ''.join(re.sub(r'[│\s]', '', line.replace('│ error │', '')) for line in out.getvalue().splitlines())
     for text in (finding.problem, finding.where, finding.fix):
         assert text.replace(' ', '') in shown
+
+
+# What crashed pycocotools, took all memory, or ended in a traceback. Training runs the fast check only.
+HOSTILE = {
+    'polygons with NaN or infinite coordinates': ('segmentation', [[10.0, 10.0, float('nan'), 30.0, 30.0, 10.0]]),
+    'polygons far outside the image': ('segmentation', [[0.0, 0.0, 1e9, 0.0, 1e9, 1e9]]),
+    'RLE masks with counts that do not sum to height . width': ('segmentation', 'runs'),
+    'RLE masks with counts that cannot be decoded': ('segmentation', 'text'),
+    'RLE masks of another size than the image': ('segmentation', {'size': [60000, 60000], 'counts': [3600000000]}),
+    'boxes with coordinates that are not numbers': ('bbox', ['10', 10, 20, 20]),
+    'boxes with coordinates beyond any image': ('bbox', [1.0, 1.0, 1e30, 10.0]),
+    "annotations whose 'id' is not a number or a text": ('id', [1]),
+    "annotations whose 'image_id' is not a number or a text": ('image_id', [1]),
+    "annotations whose 'category_id' is not a number or a text": ('category_id', {'id': 1}),
+}
+
+
+@pytest.mark.parametrize('fast', [True, False])
+@pytest.mark.parametrize('problem', HOSTILE)
+def test_hostile_annotations_are_reported_before_pycocotools_sees_them(broken, problem, fast):
+    field, value = HOSTILE[problem]
+    image = next(i for i in broken.json['train']['images'] if i['id'] == broken.first['image_id'])
+    size = [image['height'], image['width']]
+    shown = {'runs': {'size': size, 'counts': [4, -4, 4_000_000_000]}, 'text': {'size': size, 'counts': 'zzzz!!!'}}
+    broken.first[field] = shown.get(value, value) if isinstance(value, str) else value
+    found = [finding for finding in broken.findings(fast) if re.search(problem, finding.problem)]
+    assert [finding.severity for finding in found] == ['error']
+
+
+def test_a_set_of_crowds_or_of_tiny_boxes_is_an_error(broken):
+    for annotation in broken.json['train']['annotations']:
+        annotation['iscrowd'] = 1
+    assert any('all annotations are crowds' in finding.problem for finding in broken.findings(fast=True))
+    for annotation in broken.json['train']['annotations']:
+        annotation.update(iscrowd=0, bbox=[50, 50, -10, -10])
+    found = [finding for finding in broken.findings(fast=True) if 'smaller than one pixel' in finding.problem]
+    assert found[0].severity == 'error'

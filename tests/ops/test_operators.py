@@ -1,6 +1,7 @@
 """Every operator against its float64 reference: output, gradients and edge cases."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import operator_references as reference
@@ -10,7 +11,7 @@ from dispatch_counter import Counted
 
 from mmplugin import ops
 from mmplugin.errors import UserError
-from mmplugin.ops import suppress
+from mmplugin.ops import align, suppress, weighted_sums
 
 
 def random_boxes(count: int, seed: int, size: float = 40.0) -> torch.Tensor:
@@ -74,7 +75,7 @@ def test_nms_of_50000_boxes_needs_little_memory():
     with Counted() as counted:
         index = suppress.nms(boxes, scores, 0.001)
     assert len(index) < 5000
-    assert counted.largest < 5e6  # all 50,000 x 50,000 overlaps would take 1e10 bytes
+    assert counted.most_bytes < 5e6  # all 50,000 x 50,000 overlaps would take 1e10 bytes
 
 
 @pytest.mark.parametrize('split', [10000, 50])
@@ -158,6 +159,31 @@ def test_roi_align_in_slices_of_channels_and_samples(monkeypatch):
     parts = [ops.roi_align(x, ROIS, 3, 0.25, pool_mode=mode) for mode in ('avg', 'max')]
     for a, b in zip(whole, parts, strict=True):
         assert_same([a, *gradients(a, [x])], [b, *gradients(b, [x])])
+
+
+def test_torchvision_gets_the_arguments_of_its_own_operator(monkeypatch):
+    """On a GPU torchvision computes the average; here a function with its signature takes its place."""
+
+    def roi_align(input, rois, spatial_scale, pooled_height, pooled_width, sampling_ratio, aligned):
+        size = (pooled_height, pooled_width)
+        return reference.roi_align(input, rois, size, spatial_scale, sampling_ratio, 'avg', aligned)
+
+    def _roi_align_backward(
+        grad, rois, spatial_scale, pooled_height, pooled_width, batch_size, channels, height, width, *options
+    ):
+        grad_x = grad.new_zeros(batch_size, channels, height, width)
+        spec = align.RoIAlignSpec(spatial_scale, options[0], True, options[1])
+        taps = align.roi_taps(rois, grad_x.shape, (pooled_height, pooled_width), spec)
+        weighted_sums.spread(grad, taps, grad_x)
+        return grad_x
+
+    x = torch.randn(2, 3, 9, 11, dtype=torch.float64, requires_grad=True)
+    expected = ops.roi_align(x, ROIS, (3, 2), 0.25, 2)
+    expected_grads = gradients(expected, [x])
+    operators = SimpleNamespace(roi_align=roi_align, _roi_align_backward=_roi_align_backward)
+    monkeypatch.setattr('mmplugin.ops.align.torchvision_operators', lambda x: operators)
+    found = ops.roi_align(x, ROIS, (3, 2), 0.25, 2)
+    assert_same([found, *gradients(found, [x])], [expected, *expected_grads])
 
 
 def test_roi_operators_without_rois():
