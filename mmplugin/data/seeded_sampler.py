@@ -80,8 +80,7 @@ class SeededSampler(Sampler):
         samples = list(self._pass(self.epoch))
         missing = len(self) * self.world_size - len(samples)
         samples += [samples[i % len(samples)] for i in range(missing)]  # the same number for every process
-        start, self.start = self.start, 0  # the pass after a resumed one begins at its start again
-        yield from samples[self.rank :: self.world_size][start:]
+        yield from samples[self.rank :: self.world_size]
 
     def _stream(self) -> Iterator[SeededIndex]:
         size = len(self.dataset)

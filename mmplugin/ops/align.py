@@ -5,6 +5,7 @@ With adaptive sampling the samples of a bin are at most one pixel apart, so g sa
 (g + 1)^2 products per bin and channel instead of 4 g^2.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -48,7 +49,7 @@ def _axis(low: Tensor, high: Tensor, bins: int, spec: RoIAlignSpec) -> _Axis:
     return _Axis(start, size / bins, grid)
 
 
-def _axes(rois: Tensor, bins: tuple[int, int], spec: RoIAlignSpec) -> tuple[_Axis, _Axis]:
+def _axes(rois: Tensor, bins: Sequence[int], spec: RoIAlignSpec) -> tuple[_Axis, _Axis]:
     """Return the y and the x axis of RoIs (N, 5)."""
     rois = rois.to(compute_dtype(rois))
     return _axis(rois[:, 2], rois[:, 4], bins[0], spec), _axis(rois[:, 1], rois[:, 3], bins[1], spec)
@@ -94,7 +95,7 @@ def _windows(axis: _Axis, bins: int, size: int, ratio: int) -> tuple[Tensor, Ten
     return pixel, weight, torch.where(axis.grid > 0, axis.grid + 1, 0)
 
 
-def roi_taps(rois: Tensor, x_shape: tuple[int, ...], bins: tuple[int, int], spec: RoIAlignSpec) -> Taps:
+def roi_taps(rois: Tensor, x_shape: Sequence[int], bins: Sequence[int], spec: RoIAlignSpec) -> Taps:
     """Return the sparse matrix of average pooling: N * h * w rows over the pixels of x."""
     height, width = x_shape[-2:]
     y_axis, x_axis = _axes(rois, bins, spec)

@@ -45,13 +45,13 @@ def output_size(x: Tensor, weight: Tensor, geometry: Geometry) -> tuple[int, int
 class _Samples(NamedTuple):
     """Four neighbors of every sampled point of one image; rows are (deform group, kernel tap, output pixel)."""
 
-    index: Tensor  # (rows, 4)
+    index: Tensor  # type: ignore[assignment]  # (rows, 4)
     weight: Tensor  # (rows, 4), without the mask
     by_y: Tensor  # (rows, 4), derivative of weight
     by_x: Tensor  # (rows, 4)
 
 
-def _samples(offset: Tensor, size: tuple[int, int], kernel: tuple[int, int], geometry: Geometry) -> _Samples:
+def _samples(offset: Tensor, size: Sequence[int], kernel: Sequence[int], geometry: Geometry) -> _Samples:
     """Return where ``offset`` (deform_groups * taps * 2, h, w) samples an image of ``size``."""
     height, width = size
     out_h, out_w = offset.shape[-2:]
@@ -147,6 +147,6 @@ def backward(
         by_y, by_x = ((part * dots).sum(1) * factor for part in (samples.by_y, samples.by_x))
         shape = (deform_groups, taps, *offset.shape[2:])
         grad_offset[i] = torch.stack((by_y.view(shape), by_x.view(shape)), 2).view(offset.shape[1:])
-        if grad_mask is not None:
+        if mask is not None and grad_mask is not None:
             grad_mask[i] = (samples.weight * dots).sum(1).view(mask.shape[1:])
     return Gradients(grad_x, grad_offset, grad_mask, grad_kernels.view(weight.shape).to(weight.dtype))

@@ -5,10 +5,11 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from types import FunctionType, ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 from mmplugin.errors import UserError
 
@@ -19,8 +20,8 @@ HOW_TO_COMPILE = (
 )
 
 
-def _missing(name: str) -> FunctionType:
-    def missing(*args, **kwargs):
+def _missing(name: str) -> Callable[..., NoReturn]:
+    def missing(*args: Any, **kwargs: Any) -> NoReturn:
         raise UserError(
             f'The operator {name!r} of mmcv is not compiled, and mmplugin.ops does not implement it. {HOW_TO_COMPILE}'
         )
@@ -80,7 +81,8 @@ def install() -> None:
 
 def _is_fallback(found: Any) -> bool:
     """Return whether this is OneDL's fallback: if ``from mmcv.ops import X`` fails, X is a function that raises."""
-    code = getattr(found.__init__ if isinstance(found, type) else found, '__code__', None)
+    function = found.__init__ if isinstance(found, type) else found  # type: ignore[misc]
+    code = getattr(function, '__code__', None)
     return code is not None and any('requires mmcv to be compiled' in str(const) for const in code.co_consts)
 
 

@@ -1,6 +1,6 @@
 """The operators as functions with the arguments and results of those in ``mmcv.ops``, without mmcv."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -84,7 +84,8 @@ def batched_nms(
         scores, index = scores.sort(descending=True)
         return torch.cat((boxes[index], scores[:, None]), 1), index
     cfg = dict(nms_cfg)
-    run = {'nms': nms, 'soft_nms': soft_nms}[_choice('nms_cfg.type', cfg.pop('type', 'nms'), ('nms', 'soft_nms'))]
+    kinds: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {'nms': nms, 'soft_nms': soft_nms}
+    run = kinds[_choice('nms_cfg.type', cfg.pop('type', 'nms'), tuple(kinds))]
     split_threshold = cfg.pop('split_thr', 10000)
     if cfg.pop('class_agnostic', class_agnostic) or len(boxes) == 0:
         separate = boxes

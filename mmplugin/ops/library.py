@@ -174,7 +174,7 @@ def deform_conv2d_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of x, offset, mask (empty without one) and weight."""
     grads = deform.backward(grad, x, offset, mask, weight, Geometry(stride, padding, dilation, groups, deform_groups))
-    return grads.x, grads.offset, x.new_empty(0) if mask is None else grads.mask, grads.weight
+    return grads.x, grads.offset, x.new_empty(0) if grads.mask is None else grads.mask, grads.weight
 
 
 @deform_conv2d_backward.register_fake

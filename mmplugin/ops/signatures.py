@@ -243,8 +243,8 @@ def modulated_deform_conv_forward(
 ) -> None:
     """Write the convolution to ``output``; ``columns`` and ``ones`` are not used."""
     sizes = [stride_h, stride_w], [pad_h, pad_w], [dilation_h, dilation_w]
-    bias = bias if with_bias else None
-    output.copy_(library.deform_conv2d(input, offset, mask, weight, bias, *sizes, group, deformable_group))
+    used_bias = bias if with_bias else None
+    output.copy_(library.deform_conv2d(input, offset, mask, weight, used_bias, *sizes, group, deformable_group))
 
 
 def modulated_deform_conv_backward(

@@ -1,5 +1,7 @@
 """Non-maximum suppression in blocks, so that only a slice of the n x n overlaps is in memory at a time."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -124,7 +126,7 @@ def soft_nms(
     Returns:
         dets (k, 5) with the lowered scores, and their indices (k,), in the order of selection.
     """
-    dtype = np.float64 if boxes.dtype == torch.float64 else np.float32
+    dtype: Any = np.float64 if boxes.dtype == torch.float64 else np.float32
     box = boxes.detach().cpu().to(torch.promote_types(boxes.dtype, torch.float32)).numpy().astype(dtype, copy=True)
     score = scores.detach().cpu().to(torch.promote_types(scores.dtype, torch.float32)).numpy().astype(dtype, copy=True)
     index = np.arange(len(box))

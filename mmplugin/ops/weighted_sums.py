@@ -19,7 +19,7 @@ MIN_SLICE = 32
 class Taps(NamedTuple):
     """A sparse matrix in compressed rows."""
 
-    index: Tensor  # (entries,) int32: pixel, flattened over batch, height and width
+    index: Tensor  # type: ignore[assignment]  # (entries,) int32: pixel, flattened over batch, height and width
     weight: Tensor  # (entries,)
     start: Tensor  # (rows,) int32: the first entry of each row
 

@@ -20,7 +20,6 @@ from mmengine.logging import print_log
 
 from mmplugin.palette import palette
 
-from . import scene, shapes, textures
 from .scene import BACKGROUND_NAMES, NO_CLASS, OBJECT_NAMES, Scene, draw_crop, draw_scene
 
 TRAIN_IMAGES, VAL_IMAGES = 560, 100
@@ -57,9 +56,8 @@ def _write_image(path: Path, pixels: np.ndarray) -> None:
 
 def _ensure(root: Path, name: str, counts: dict[str, int], write: Callable[[Path, dict[str, int]], None]) -> Path:
     digest = sha256(json.dumps([name, counts], sort_keys=True).encode())
-    for module in (shapes, textures, scene):
-        digest.update(Path(module.__file__).read_bytes())
-    digest.update(Path(__file__).read_bytes())
+    for source in sorted(Path(__file__).parent.glob('*.py')):  # another version draws another set
+        digest.update(source.read_bytes())
     target = root / f'{name}-{digest.hexdigest()[:10]}'
     if target.is_dir():
         return target
@@ -84,13 +82,14 @@ def _write_coco(root: Path, counts: dict[str, int]) -> None:
     (root / 'annotations').mkdir()
     for number, (split, count) in enumerate(counts.items()):
         (root / split).mkdir()
-        images, annotations = [], []
+        images: list[dict] = []
+        annotations: list[dict] = []
         for name, drawn in _scenes(_DETECTION, number, count):
             _write_image(root / split / f'{name}.jpg', drawn.image)
             height, width = drawn.image.shape[:2]
             images.append({'id': len(images) + 1, 'file_name': f'{name}.jpg', 'height': height, 'width': width})
             for mask, label in zip(drawn.masks, drawn.labels, strict=True):
-                annotation = {'id': len(annotations) + 1, 'image_id': len(images), 'category_id': label + 1}
+                annotation: dict = {'id': len(annotations) + 1, 'image_id': len(images), 'category_id': label + 1}
                 coded = rle.encode(np.asfortranarray(mask, dtype=np.uint8))
                 annotation['bbox'] = [int(side) for side in rle.toBbox(coded)]
                 annotation['area'], annotation['iscrowd'] = int(mask.sum()), 0

@@ -41,8 +41,9 @@ class _Sprite:
         """Return the slices of the part inside an image of ``shape``: in the image and in the window."""
         ends = [(self.top, self.mask.shape[0], shape[0]), (self.left, self.mask.shape[1], shape[1])]
         inside = [(max(0, start), min(limit, start + length)) for start, length, limit in ends]
-        image = tuple(slice(a, max(a, b)) for a, b in inside)
-        window = tuple(slice(a - start, max(a, b) - start) for (a, b), (start, _, _) in zip(inside, ends, strict=True))
+        (top, bottom), (left, right) = [(a, max(a, b)) for a, b in inside]
+        image = slice(top, bottom), slice(left, right)
+        window = slice(top - self.top, bottom - self.top), slice(left - self.left, right - self.left)
         return image, window
 
 
@@ -58,10 +59,8 @@ def _rasterize(parts: list[Part], center: np.ndarray, scale: np.ndarray, degrees
         corners = np.round((points - (left, top)) * OVERSAMPLING).astype(np.int32)
         cv2.fillPoly(fine, [corners], part.tone)
     size = (right - left, bottom - top)
-    coverage = [
-        cv2.resize((fine == tone).astype(np.float32), size, interpolation=cv2.INTER_AREA) for tone in (BODY, TRIM, DARK)
-    ]
-    coverage = np.stack(coverage, axis=-1)
+    tones = [(fine == tone).astype(np.float32) for tone in (BODY, TRIM, DARK)]
+    coverage = np.stack([cv2.resize(tone, size, interpolation=cv2.INTER_AREA) for tone in tones], axis=-1)
     return _Sprite(coverage, coverage.sum(axis=-1) >= 0.5, int(top), int(left))
 
 
@@ -86,8 +85,9 @@ def _paint(rng: np.random.Generator, image: np.ndarray, sprite: _Sprite) -> None
     trim = color(rng) if rng.random() < 0.5 else np.clip(base * rng.uniform(0.6, 1.4), 0, 255)
     dark = base * rng.uniform(0.1, 0.45) if rng.random() < 0.7 else color(rng)
     paint = sprite.coverage[..., :1] * body + sprite.coverage[..., 1:2] * trim + sprite.coverage[..., 2:] * dark
-    light = np.linspace(*rng.uniform(0.65, 1.2, 2), height, dtype=np.float32)[:, None, None]
-    light = light * np.linspace(*rng.uniform(0.8, 1.15, 2), width, dtype=np.float32)[None, :, None]
+    (top, bottom), (left, right) = rng.uniform(0.65, 1.2, 2), rng.uniform(0.8, 1.15, 2)
+    light = np.linspace(top, bottom, height, dtype=np.float32)[:, None, None]
+    light = light * np.linspace(left, right, width, dtype=np.float32)[None, :, None]
     alpha = sprite.coverage.sum(axis=-1, keepdims=True)
     image[where] = ((1 - alpha[window]) * image[where]) + (paint * light)[window]
 
@@ -129,12 +129,12 @@ def draw_scene(rng: np.random.Generator, only_landscapes: bool = False) -> Scene
                 break
     for index, label in enumerate(placed):
         semantic[owner == index] = NO_CLASS if label is None else len(BACKGROUND_NAMES) + label
-    objects = [index for index, label in enumerate(placed) if label is not None]
+    objects = {index: label for index, label in enumerate(placed) if label is not None}
     image += rng.normal(0, rng.uniform(2, 7), (*shape, 1)).astype(np.float32)
     if rng.random() < 0.3:
         image = cv2.GaussianBlur(image, (3, 3), 0)
     pixels = np.clip(np.round(image), 0, 255).astype(np.uint8)
-    return Scene(pixels, [owner == index for index in objects], [int(placed[index]) for index in objects], semantic)
+    return Scene(pixels, [owner == index for index in objects], [int(label) for label in objects.values()], semantic)
 
 
 def draw_crop(rng: np.random.Generator, size: int = 64) -> tuple[np.ndarray, int]:

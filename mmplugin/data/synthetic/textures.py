@@ -27,6 +27,7 @@ def surface(rng: np.random.Generator, shape: tuple[int, int], base: np.ndarray, 
     turn, pitch = rng.uniform(0, np.pi), rng.uniform(5, 14)
     along, across = x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
     kind = 0 if rng.random() < plain else int(rng.integers(1, 6))
+    blend: np.ndarray
     if kind == 0:
         blend = np.zeros(shape, dtype=np.float32)
     elif kind == 1:
@@ -47,7 +48,8 @@ def backdrop(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
     """Draw a wall: a texture with soft blotches, lit from one side."""
     image = surface(rng, shape, color(rng, saturation=(0.05, 0.6)))
     image += 30 * soft_noise(rng, shape, (48, 48))[..., None]
-    return image * np.linspace(*rng.uniform(0.7, 1.2, 2), shape[1], dtype=np.float32)[None, :, None]
+    left, right = rng.uniform(0.7, 1.2, 2)
+    return image * np.linspace(left, right, shape[1], dtype=np.float32)[None, :, None]
 
 
 def _sky(rng, shape):
