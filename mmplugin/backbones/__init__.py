@@ -5,6 +5,6 @@ from .efficientformer import EfficientFormer
 from .efficientformer_v2 import EfficientFormerV2
 from .efficientvit_msra import EfficientViTMSRA
 
-FAMILIES = {'v1': EfficientFormer, 'v2': EfficientFormerV2, 'evit': EfficientViTMSRA}
+FAMILIES: dict[str, type[DenseBackbone]] = {'v1': EfficientFormer, 'v2': EfficientFormerV2, 'evit': EfficientViTMSRA}
 
 __all__ = ['FAMILIES', 'DenseBackbone', 'EfficientFormer', 'EfficientFormerV2', 'EfficientViTMSRA']

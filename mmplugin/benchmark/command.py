@@ -129,9 +129,15 @@ def _check_plot(options: argparse.Namespace) -> None:
 
 def run(options: argparse.Namespace, progress: Progress, command: str = '') -> Results:
     """Measure all metrics of all models. A model whose process is killed costs one line, not the run."""
-    results, beside, frozen = Results(_meta(options, command)), options.beside, options.norms == 'frozen'
+    results, beside = Results(_meta(options, command)), options.beside
     settings = Settings(
-        options.batch, options.train_batch, options.rounds, options.clock, options.device, options.threads, frozen
+        batches=options.batch,
+        train_batch=options.train_batch,
+        rounds=options.rounds,
+        clock=options.clock,
+        device=options.device,
+        threads=options.threads,
+        freeze_norms=options.norms == 'frozen',
     )
     if beside == 'timm' and (problem := timm_problem()):
         beside = results.meta['baseline'] = None

@@ -71,7 +71,7 @@ def measure(metric: str, settings: Settings, sides: Sequence[Side], size: Size) 
     return compare(metric, size, settings.batches[0], peaks)
 
 
-def _in_new_process(function: Callable, *args: object) -> Any:
+def _in_new_process(function: Callable, *args: Any) -> Any:
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context('spawn')) as pool:
         return pool.submit(_with_settings, function, *args).result()
 

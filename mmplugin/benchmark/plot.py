@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from mmplugin.benchmark.published import ACCURACIES
 from mmplugin.benchmark.results import Results, size_text
+from mmplugin.errors import UserError
 
 FAMILIES = {
     'evit': ('EfficientViT', '#0d9488'),
@@ -52,15 +53,18 @@ def plot(results: Results, path: Path, accuracy: str | None = None, mode: str | 
     """
     from matplotlib.figure import Figure
 
-    first, published = results.of('infer')[0], {model.name: model.published for model in results.models}
-    run = (first.size, first.batch, mode or first.mode)
-    points, labels = [], {}
-    for record in results.of('infer'):
+    records, published = results.of('infer'), {model.name: model.published for model in results.models}
+    run = (records[0].size, records[0].batch, mode or records[0].mode) if records else None
+    points: list[Point] = []
+    labels: dict[str, None] = {}
+    for record in records:
         found = accuracy_of(published[record.model], accuracy)
         if found and (record.size, record.batch, record.mode) == run and not record.is_baseline:
             family, _, arch = record.model.rpartition('_')
             points.append(Point(family, found[1], record.value, arch))
             labels[ACCURACIES[found[0]]] = None
+    if run is None or not points:
+        raise UserError('there is nothing to plot: no model with a published accuracy has a latency')
     figure = Figure(figsize=(8, 4.8))
     axes = figure.subplots()
     slowest, other_colors = max(points, key=lambda point: point.ms), cycle(OTHER_COLORS)
@@ -68,7 +72,7 @@ def plot(results: Results, path: Path, accuracy: str | None = None, mode: str | 
         series = list(group)
         title, color = FAMILIES.get(family) or (family, next(other_colors))
         _draw_family(axes, series, title, color, 'center' if slowest in series else 'right')
-    conditions = size_text(first.size), f'batch {first.batch}', run[2], results.meta['machine'], results.meta['date']
+    conditions = size_text(run[0]), f'batch {run[1]}', run[2], results.meta['machine'], results.meta['date']
     _format_axes(axes, f'Latency in ms ({", ".join(conditions)})', ', '.join(labels))
     _shade_frontier(axes, frontier(points))
     figure.savefig(path, dpi=160, bbox_inches='tight')

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,10 @@ def size_text(size: Size) -> str:
     return f'{size[0]}x{size[1]}'
 
 
+def _published(accuracy: str, model: Model) -> str:
+    return str(model.published.get(accuracy, ''))
+
+
 TITLES = {
     'infer': 'Inference',
     'train': 'Training step: forward and backward',
@@ -107,7 +112,7 @@ MODEL: Columns = {
     'kind': lambda model: model.kind,
     'parameters M': lambda model: f'{model.parameters / 1e6:.2f}',
     'GMACs': lambda model: ', '.join(f'{count:.3g} at {size}' for size, count in model.gmacs.items()),
-    **{f'published {name}': lambda model, name=name: str(model.published.get(name, '')) for name in ACCURACIES},
+    **{f'published {name}': partial(_published, name) for name in ACCURACIES},
 }
 RUN: Columns = {
     'model': lambda record: record.model,
@@ -156,8 +161,8 @@ def conditions(results: Results) -> list[str]:
     """Return the conditions of the run and its notes, to be printed below the tables."""
     meta = results.meta
     lines = [
-        f'Measured {meta["date"]} on {meta["machine"]}: {meta["device"]}, {meta["threads"]} threads, torch '
-        f'{meta["torch"]}, {meta["clock"]} clock, {meta["rounds"]} rounds or more. Times are medians.'
+        f'Measured {meta["date"]} on {meta["machine"]}. Device: {meta["device"]}, threads: {meta["threads"]}, torch: '
+        f'{meta["torch"]}, clock: {meta["clock"]}, rounds: {meta["rounds"]} or more. Times are medians.'
     ]
     if meta['baseline']:
         lines.append(

@@ -1,6 +1,7 @@
 """Count parameters and multiply-adds."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -8,7 +9,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmplugin.backbones import FAMILIES, DenseBackbone
 
-ARCHS = {f'{family}_{arch}': (cls, arch) for family, cls in FAMILIES.items() for arch in cls.ARCHS}
+ARCHS: dict[str, tuple[Any, str]] = {
+    f'{family}_{arch}': (cls, arch) for family, cls in FAMILIES.items() for arch in cls.ARCHS
+}
 
 
 def on_meta_device(name: str) -> DenseBackbone:
@@ -30,7 +33,7 @@ def head_parameters(model: DenseBackbone) -> int:
     return 2 * channels + linears * (channels + 1) * classes
 
 
-def macs(name: str, sizes: Sequence[tuple[int, int]]) -> list[int]:
+def macs(name: str, sizes: Sequence[Sequence[int]]) -> list[int]:
     """Return the multiply-adds of convolutions and matrix products for one image of each size (height, width)."""
     model = on_meta_device(name).eval().fuse()  # norms have no multiply-adds of this kind; without them it runs faster
     counts = []

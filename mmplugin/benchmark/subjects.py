@@ -65,7 +65,7 @@ def build(name: str, height: int, width: int) -> Subject:
         return _build_from_config(_load_config(name), sample(height, width))
     if name in ARCHS:
         cls, variant = ARCHS[name]
-        model = cls(variant, drop_path_rate=0.0)
+        model: nn.Module = cls(variant, drop_path_rate=0.0)
     else:
         model = TimmBackbone(arch, height, width)
     # a loss that uses every feature map, so that all gradients are computed
@@ -85,7 +85,7 @@ class TimmBackbone(nn.Module):
             'v2': dict(drop_path_rate=0.0, img_size=(height, width)),
             'evit': dict(img_size=max(height, width)),
         }
-        self.model = timm.create_model(TIMM[family] + variant, num_classes=0, **options[family])
+        self.model: Any = timm.create_model(TIMM[family] + variant, num_classes=0, **options[family])
         self.indices = list(range(len(ARCHS[arch][0].STRIDES)))
         if family == 'v1':
             attention, grid = timm.models.efficientformer.Attention, (math.ceil(height / 32), math.ceil(width / 32))
@@ -113,7 +113,7 @@ def _load_config(name: str) -> Any:
     try:
         cfg = load_config(name)
     except UserError as error:
-        raise UserError(f"'{name}' is neither an arch ({', '.join(ARCHS)}) nor a config: {error}") from error
+        raise UserError(f"'{name}' is neither an arch such as v2_s2 nor a config. {error}") from error
     if 'backbone' not in cfg.model:
         raise UserError(f'{name} has no model.backbone. Only detectors and segmentors with a backbone can be measured.')
     cfg.model.backbone.init_cfg = None  # speed does not depend on the weights
@@ -123,7 +123,7 @@ def _load_config(name: str) -> Any:
 def _build_from_config(cfg: Any, sample: Any) -> Subject:
     from mmplugin.engine.runner import build_model
 
-    model = build_model(cfg)
+    model: Any = build_model(cfg)
 
     def run(x: Tensor, mode: str) -> Any:
         return model(x, [sample.to(x.device) for _ in x], mode=mode)
@@ -162,7 +162,7 @@ def apply_mode_(subject: Subject, mode: str) -> Callable[[Tensor], object]:
     In a detector or segmentor, ``fused`` and ``compiled`` apply to the backbone.
     """
     steps, model = mode.split('+'), subject.model.eval()
-    backbone = getattr(model, 'backbone', model)
+    backbone: Any = getattr(model, 'backbone', model)
     if 'fused' in steps:
         if not hasattr(backbone, 'fuse'):
             raise UserError(f'{type(backbone).__name__} has no fuse(): omit the mode {mode!r} for this model')

@@ -15,6 +15,7 @@ from mmplugin import cli
 from mmplugin.benchmark import command, measure, plot, results, subjects
 from mmplugin.benchmark.measure import Settings, Side
 from mmplugin.benchmark.results import Measurement, Model, OperatorShare, Results
+from mmplugin.errors import UserError
 
 TINY = ('evit_m0', '--size', '32', '--rounds', '1')
 
@@ -22,7 +23,7 @@ TINY = ('evit_m0', '--size', '32', '--rounds', '1')
 @pytest.mark.parametrize(
     ('argv', 'message'),
     [
-        (['v2_s9'], "'v2_s9' is neither an arch (v1_l1, v1_l3, "),
+        (['v2_s9'], "'v2_s9' is neither an arch such as v2_s2 nor a config. Config 'v2_s9' not found"),
         (['timm:v2_s9'], "no counterpart of 'v2_s9'; allowed after timm: are v1_l1"),
         (['v2_s0', '--modes', 'fast'], '--modes: fast: allowed are eager, fused'),
         (['v2_s0', '--modes', 'fused+fused'], '--modes: fused+fused: allowed are eager, fused'),
@@ -198,6 +199,12 @@ def test_the_json_file_gives_the_results_back(found, tmp_path):
 def test_the_frontier_has_the_points_that_no_faster_one_reaches():
     points = [plot.Point('a', accuracy, ms, '') for accuracy, ms in [(70, 1), (69, 2), (80, 3), (75, 3), (81, 9)]]
     assert [(point.accuracy, point.ms) for point in plot.frontier(points)] == [(70, 1), (80, 3), (81, 9)]
+
+
+def test_without_a_latency_there_is_nothing_to_plot(found, tmp_path):
+    found.measurements.clear()
+    with pytest.raises(UserError, match='nothing to plot'):
+        plot.plot(found, tmp_path / 'x.png')
 
 
 def test_a_small_run_from_the_command_line_to_json_and_plot(tmp_path, capsys):
