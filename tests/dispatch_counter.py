@@ -15,6 +15,6 @@ class Counted(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.names.append(str(func))
         result = func(*args, **(kwargs or {}))
-        if isinstance(result, torch.Tensor):
+        if isinstance(result, torch.Tensor) and not result.is_mkldnn:  # a packed weight has no storage
             self.most_bytes = max(self.most_bytes, result.untyped_storage().nbytes())
         return result

@@ -3,6 +3,7 @@
 import copy
 import inspect
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 from typing import Any, ClassVar
 
 import torch
@@ -13,11 +14,18 @@ from mmplugin.layers import BIASES, ConvNorm, checkpoint, freeze, freeze_norms
 
 
 class ArgumentError(UserError, TypeError):
-    """An argument that the constructor does not know."""
+    """An argument that the constructor does not have."""
 
 
 def _listed(values: Iterable) -> str:
     return ', '.join(map(str, values))
+
+
+def integers(values: Any, least: int, count: int | None = None) -> bool:
+    """Return whether ``values`` are ``count`` integers (None: one or more), each of ``least`` or more."""
+    if not isinstance(values, list | tuple) or not values or count not in (None, len(values)):
+        return False
+    return all(isinstance(value, Integral) and not isinstance(value, bool) and value >= least for value in values)
 
 
 class Stage(nn.Module):
@@ -30,6 +38,7 @@ class Stage(nn.Module):
         self.with_cp = with_cp
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the feature map of the stage."""
         x = self.downsample(x)
         recompute = self.with_cp and torch.is_grad_enabled()
         for block in self.blocks:
@@ -38,34 +47,43 @@ class Stage(nn.Module):
 
 
 class FusesScales:
-    """A block whose layer scales can go into the layers before them."""
+    """A block whose layer scales can be folded into the layers before them."""
 
     def fuse_scales(self) -> None:
+        """Fold the layer scales and set them to None."""
         raise NotImplementedError
 
 
 class DenseBackbone(nn.Module):
-    """Stem, stages, feature maps.
+    """Stem, stages and feature maps.
 
-    A family names its variants in ``ARCHS``, builds ``self.stem`` and as many stages as ``self.num_stages`` says, and
-    hands them to ``self.finish``. Everything else (outputs, freezing, checks) happens here.
+    A family lists its variants in ``ARCHS``, builds a stem and ``self.num_stages`` stages, and passes them to
+    :meth:`finish`. Everything else (outputs, freezing, checks) happens here.
 
     Args:
         arch: Name of a variant, or a dict with the same keys as a row of ``ARCHS``.
         in_channels: Channels of the image.
-        out_indices: Stages whose feature maps are returned, in this order; negative ones count from the end. All
-            if None. Stages above the highest one are not built.
+        out_indices: Stages whose feature maps are returned, in this order; negative ones count from the end. None
+            means all. Stages above the highest one are not built.
         frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages.
-        norm_eval: Keep the statistics of all norms as loaded; scale and shift still learn.
-        drop_path_rate: Stochastic depth of the last block; the arch's own if None.
-        with_cp: Trade time for memory: keep only the input of each block for backward.
-        init_cfg: As everywhere in OpenMMLab, such as ``dict(type='Pretrained', checkpoint='file.pth')``. Pretrained
-            weights are loaded strictly: all of them fit, or training does not start.
+        norm_eval: Keep the statistics of all norms as loaded; their scale and shift stay trainable.
+        drop_path_rate: Stochastic depth of the last block; None means the default of the arch.
+        with_cp: Trade time for memory: save only the input of each block for backward.
+        init_cfg: As in OpenMMLab, for example ``dict(type='Pretrained', checkpoint='file.pth')``. Pretrained weights
+            are loaded strictly: if one does not fit, training does not start.
     """
 
     ARCHS: ClassVar[dict[str, dict[str, Any]]]
     STRIDES: ClassVar[tuple[int, ...]]
     MIN_SIZE = 32
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> 'DenseBackbone':
+        """Refuse unknown arguments with a message that lists the known ones."""
+        known = inspect.signature(cls.__init__).parameters
+        unknown = sorted(set(kwargs) - set(known))
+        if unknown:
+            raise ArgumentError(f'{cls.__name__} has no argument {_listed(unknown)}; it takes {_listed([*known][1:])}')
+        return super().__new__(cls)
 
     def __init__(
         self,
@@ -77,9 +95,7 @@ class DenseBackbone(nn.Module):
         drop_path_rate: float | None,
         with_cp: bool,
         init_cfg: dict | None,
-        unknown: dict[str, Any],
     ):
-        self._refuse(unknown)
         super().__init__()
         self.init_cfg, self.is_init = copy.deepcopy(init_cfg), False
         self.arch, self.settings = arch, self._settings(arch)
@@ -93,31 +109,37 @@ class DenseBackbone(nn.Module):
             raise UserError(f'frozen_stages is {frozen_stages!r}; allowed: -1 (nothing), 0 (the stem) to {stages}')
         self.frozen_stages, self.norm_eval, self.with_cp, self.fused = frozen_stages, norm_eval, with_cp, False
         self.drop_path_rate = self.settings.get('drop_path_rate', 0.0) if drop_path_rate is None else drop_path_rate
-        if not 0.0 <= self.drop_path_rate < 1.0:
-            raise UserError(f'drop_path_rate is {self.drop_path_rate}; allowed: 0 and more, below 1')
-
-    @classmethod
-    def _refuse(cls, unknown: dict[str, Any]) -> None:
-        if unknown:
-            known = [name for name in inspect.signature(cls.__init__).parameters if name not in ('self', 'unknown')]
-            raise ArgumentError(f'{cls.__name__} has no argument {_listed(sorted(unknown))}; it takes {_listed(known)}')
+        if not isinstance(self.drop_path_rate, int | float) or not 0.0 <= self.drop_path_rate < 1.0:
+            raise UserError(f'drop_path_rate is {self.drop_path_rate!r}; allowed: 0 and more, below 1')
 
     @classmethod
     def _settings(cls, arch: str | dict) -> dict[str, Any]:
         if isinstance(arch, dict):
             keys = set(next(iter(cls.ARCHS.values()))) - {'drop_path_rate'}
-            missing, strange = keys - set(arch), set(arch) - keys - {'drop_path_rate'}
-            if missing or strange:
+            missing, unknown = keys - set(arch), set(arch) - keys - {'drop_path_rate'}
+            if missing or unknown:
                 raise UserError(
                     f'{cls.__name__}: arch as a dict lacks [{_listed(sorted(missing))}] and has the unknown keys '
-                    f'[{_listed(sorted(strange))}]; it needs {_listed(sorted(keys))}'
+                    f'[{_listed(sorted(map(str, unknown)))}]; it needs {_listed(sorted(keys))}'
                 )
-            if any(len(arch[key]) != len(cls.STRIDES) for key in ('widths', 'depths')):
-                raise UserError(f'{cls.__name__}: widths and depths need {len(cls.STRIDES)} entries each, one a stage')
+            cls._check_arch(arch)
             return copy.deepcopy(dict(arch))
-        if arch not in cls.ARCHS:
+        if not isinstance(arch, str) or arch not in cls.ARCHS:
             raise UserError(f'{cls.__name__} has no arch {arch!r}; allowed: {_listed(cls.ARCHS)}, or a dict')
         return cls.ARCHS[arch]
+
+    @classmethod
+    def _check_arch(cls, arch: dict[str, Any]) -> None:
+        """Refuse values that cannot be built; each family adds the rules for its own keys."""
+        stages = len(cls.STRIDES)
+        for key, least in (('widths', 2), ('depths', 0)):
+            valid = integers(arch[key], least, stages)
+            cls._require(valid, arch, key, f'{stages} integers of {least} or more, one per stage')
+
+    @classmethod
+    def _require(cls, valid: bool, arch: dict[str, Any], key: str, expected: str) -> None:
+        if not valid:
+            raise UserError(f'{cls.__name__}: {key} of arch is {arch[key]!r:.200}; expected {expected}')
 
     @classmethod
     def _out_indices(cls, out_indices: Sequence[int] | None) -> tuple[int, ...]:
@@ -133,12 +155,13 @@ class DenseBackbone(nn.Module):
 
     @staticmethod
     def check_choice(name: str, value: Any, allowed: Iterable) -> None:
+        """Refuse a value that is not allowed."""
         if value not in allowed:
             raise UserError(f'{name} is {value!r}; allowed: {_listed(allowed)}')
 
     @staticmethod
     def check_bias(attention_bias: str, bias_grid: int | None) -> int:
-        """The grid of the bias tables, after a look at both arguments."""
+        """Check both arguments and return the grid of the bias tables."""
         DenseBackbone.check_choice('attention_bias', attention_bias, BIASES)
         if bias_grid is None:
             return BIASES[attention_bias].default_grid
@@ -147,14 +170,14 @@ class DenseBackbone(nn.Module):
         return bias_grid
 
     def finish(self, stem: nn.Module, stages: Sequence[nn.Module], out_norms: nn.ModuleDict | None = None) -> None:
-        """Takes what the family built; called last in its constructor."""
+        """Register what the family built; the last call in its constructor."""
         self.stem = stem
         self.stages = nn.ModuleList(stages)
         self.out_norms = nn.ModuleDict() if out_norms is None else out_norms
         self._freeze()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Feature maps of the stages in ``out_indices``, each of ``ceil(size / stride)``."""
+        """Return the feature maps of the stages in ``out_indices``, each of size ``ceil(size / stride)``."""
         if min(x.shape[-2:]) < self.MIN_SIZE:
             raise UserError(
                 f'{type(self).__name__}: the image is {x.shape[-2]}x{x.shape[-1]} (height x width); '
@@ -170,14 +193,14 @@ class DenseBackbone(nn.Module):
         return tuple(features[i] for i in self.out_indices)
 
     def init_weights(self) -> None:
-        """Called by detectors and segmentors before training, as on mmengine's ``BaseModule``.
+        """Apply ``init_cfg``, as mmengine's ``BaseModule`` does; detectors and segmentors call it before training.
 
-        This class is no ``BaseModule`` because importing that takes a second.
+        This class is not a ``BaseModule``, because importing that takes a second.
         """
         if self.is_init or not self.init_cfg:
             return
         if self.init_cfg['type'] == 'Pretrained':
-            from mmplugin.convert import load_pretrained
+            from mmplugin.convert import load_pretrained  # imports this package itself
 
             load_pretrained(self, **{key: value for key, value in self.init_cfg.items() if key != 'type'})
         else:
@@ -187,6 +210,7 @@ class DenseBackbone(nn.Module):
         self.is_init = True
 
     def train(self, mode: bool = True) -> 'DenseBackbone':
+        """Set the mode, except for what ``frozen_stages`` and ``norm_eval`` freeze."""
         if mode and self.fused:
             raise UserError(
                 f'this {type(self).__name__} is fused: its norms are folded into the convolutions and it cannot train; '
@@ -197,7 +221,10 @@ class DenseBackbone(nn.Module):
         return self
 
     def fuse(self) -> 'DenseBackbone':
-        """Folds norms and layer scales into convolutions and linear layers, for good: faster, equal, inference only."""
+        """Fold norms and layer scales into convolutions and linear layers permanently.
+
+        The result is equal and faster, but for inference only.
+        """
         if not self.fused:
             for module in list(self.modules()):
                 if isinstance(module, FusesScales):
@@ -210,6 +237,7 @@ class DenseBackbone(nn.Module):
         return self
 
     def extra_repr(self) -> str:
+        """Return what tells two backbones of a family apart."""
         return f'arch={self.arch!r}, out_indices={self.out_indices}' + (', fused: inference only' if self.fused else '')
 
     def _freeze(self) -> None:

@@ -1,11 +1,11 @@
 """EfficientFormer (V1): Vision Transformers at MobileNet Speed.
 
 Li et al., NeurIPS 2022, https://arxiv.org/abs/2206.01191. Written from the paper; names of blocks follow it. The
-authors' code and weights: https://github.com/snap-research/EfficientFormer (Snap Inc.; mind their licence).
+authors' code and weights: https://github.com/snap-research/EfficientFormer (Snap Inc.; see the repository's LICENSE).
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mmplugin.layers import BIASES, ConvNorm, DropPath, attend, drop_path_rates
+from mmplugin.layers.torch_internals import avg_pool3x3_backward
 
-from .base import DenseBackbone, FusesScales, Stage
+from .base import DenseBackbone, FusesScales, Stage, integers
 
 LAYER_SCALE = 1e-5  # initial value, as in the paper's code
 
@@ -25,73 +26,73 @@ class Stem(nn.Sequential):
 
     def __init__(self, in_channels: int, channels: int):
         super().__init__(
-            ConvNorm(in_channels, channels // 2, 3, 2, relu=True),
-            nn.Identity(),  # keeps the numbering of the weights' names: convolutions at 0 and 2
-            ConvNorm(channels // 2, channels, 3, 2, relu=True),
+            ConvNorm(in_channels, channels // 2, 3, 2, post_act='relu'),
+            nn.Identity(),  # keeps the numbers in the weights' names: convolutions at 0 and 2
+            ConvNorm(channels // 2, channels, 3, 2, post_act='relu'),
         )
 
 
-class Pooling(nn.Module):
-    """Token mixer without parameters, its layer scale and its residual: ``x + layer_scale * (mean around x - x)``."""
-
-    def __init__(self, drop_path: float):
-        super().__init__()
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x: Tensor, layer_scale: Tensor) -> Tensor:
-        layer_scale = layer_scale.view(-1, 1, 1).to(x.dtype)
-        if self.training and self.drop_path.rate:
-            return x + self.drop_path(layer_scale * (_mean_around(x) - x))
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return _Pooling.apply(x, layer_scale)
-        return torch.lerp(x, _mean_around(x), layer_scale)
-
-
-def _mean_around(x: Tensor) -> Tensor:
+def mean3x3(x: Tensor) -> Tensor:
+    """Return the mean of each pixel's neighborhood, without padding."""
     return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
 
 
-class _Pooling(torch.autograd.Function):
-    """Keeps ``x`` for backward, and neither the means nor the differences."""
+class PoolingResidual(torch.autograd.Function):
+    """``x + scale * (mean3x3(x) - x)`` that saves only ``x`` and ``scale`` for backward."""
 
     @staticmethod
-    def forward(ctx, x, layer_scale):
-        ctx.save_for_backward(x, layer_scale)
-        return torch.lerp(x, _mean_around(x), layer_scale)
+    def forward(ctx, x, scale):
+        """Take ``x`` (B, C, H, W) and ``scale`` (B, C, 1, 1)."""
+        ctx.save_for_backward(x, scale)
+        return torch.lerp(x, mean3x3(x), scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        x, layer_scale = ctx.saved_tensors
+        """Return the gradients of ``x`` and ``scale``."""
+        x, scale = ctx.saved_tensors
         grad = grad.contiguous(memory_format=torch.channels_last)
-        scaled_grad = grad * layer_scale
-        grad_x = torch.ops.aten.avg_pool2d_backward(scaled_grad, x, [3, 3], [1, 1], [1, 1], False, False, None)
-        grad_scale = (grad * (_mean_around(x) - x)).sum((0, 2, 3)) if ctx.needs_input_grad[1] else None
-        return grad_x.add_(grad).sub_(scaled_grad), None if grad_scale is None else grad_scale.view(-1, 1, 1)
+        scaled_grad = grad * scale
+        grad_x = avg_pool3x3_backward(scaled_grad, x).add_(grad).sub_(scaled_grad)
+        grad_scale = (grad * (mean3x3(x) - x)).sum((2, 3), keepdim=True) if ctx.needs_input_grad[1] else None
+        return grad_x, grad_scale
+
+
+def pooling_residual(x: Tensor, scale: Tensor) -> Tensor:
+    """Return ``x + scale * (mean3x3(x) - x)``, the token mixer of a pool block with its residual, in one pass."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return PoolingResidual.apply(x, scale)
+    return torch.lerp(x, mean3x3(x), scale)
 
 
 class ConvMlp(nn.Module):
+    """Two 1x1 convolutions with GELU between them."""
+
     def __init__(self, channels: int, hidden: int):
         super().__init__()
         self.fc1 = ConvNorm(channels, hidden)
-        self.fc2 = ConvNorm(hidden, channels, gelu=True)
+        self.fc2 = ConvNorm(hidden, channels, pre_act='gelu')
 
     def forward(self, x: Tensor, layer_scale: Tensor | None) -> Tensor:
-        return self.fc2(self.fc1(x), layer_scale)
+        """Map (B, C, H, W) to the same shape."""
+        return self.fc2(self.fc1(x), layer_scale, overwrite_input=True)
 
 
 class LinearMlp(nn.Module):
+    """Two linear layers with GELU between them."""
+
     def __init__(self, channels: int, hidden: int):
         super().__init__()
         self.fc1 = nn.Linear(channels, hidden)
         self.fc2 = nn.Linear(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (B, N, C) to the same shape."""
         return self.fc2(F.gelu(self.fc1(x)))
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over all tokens, with a bias by offset."""
+    """Multi-head self-attention over all tokens, with a bias that depends on the offset."""
 
     heads, key_dim, value_dim = 8, 32, 128
 
@@ -102,34 +103,39 @@ class Attention(nn.Module):
         self.attention_biases = BIASES[attention_bias](self.heads, bias_grid)
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
-        batch, tokens, _ = x.shape
+        """Map (B, height * width, C) to the same shape."""
         # (B, heads, key_dim | key_dim | value_dim, N)
-        qkv = self.qkv(x).view(batch, tokens, self.heads, -1).permute(0, 2, 3, 1)
+        qkv = self.qkv(x).unflatten(2, (self.heads, -1)).permute(0, 2, 3, 1)
         q, k, v = qkv.split([self.key_dim, self.key_dim, self.value_dim], 2)
         x = attend(q, k, v, self.attention_biases, (height, width))
         return self.proj(x.flatten(2).transpose(1, 2))
 
 
 def scaled(layer_scale: Tensor | None, x: Tensor) -> Tensor:
+    """Return ``layer_scale * x``; None stands for a layer scale that is folded into the layer before."""
     return x if layer_scale is None else layer_scale * x
 
 
 class PoolBlock(nn.Module, FusesScales):
     """MB4D: pooling, then an MLP of 1x1 convolutions, on maps (B, C, H, W)."""
 
+    layer_scale_2: nn.Parameter | None
+
     def __init__(self, channels: int, drop_path: float):
         super().__init__()
-        self.token_mixer = Pooling(drop_path)
         self.mlp = ConvMlp(channels, 4 * channels)
         self.layer_scale_1 = nn.Parameter(torch.full((channels,), LAYER_SCALE))
         self.layer_scale_2 = nn.Parameter(torch.full((channels,), LAYER_SCALE))
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.token_mixer(x, self.layer_scale_1)
-        return self.drop_path(self.mlp(x, self.layer_scale_2)).add_(x)
+        """Map (B, C, H, W) to the same shape."""
+        scale = self.layer_scale_1.to(x.dtype).view(1, -1, 1, 1).expand(len(x), -1, 1, 1)
+        x = pooling_residual(x, self.drop_path(scale))  # x + drop_path(scale * (mean3x3(x) - x))
+        return x + self.drop_path(self.mlp(x, self.layer_scale_2))
 
     def fuse_scales(self) -> None:
+        """Fold the MLP's layer scale; pooling has no layer before it."""
         self.mlp.fc2.fuse(self.layer_scale_2)
         self.layer_scale_2 = None
 
@@ -137,8 +143,11 @@ class PoolBlock(nn.Module, FusesScales):
 class AttentionBlock(nn.Module, FusesScales):
     """MB3D: attention, then a linear MLP, with layer norm, on tokens (B, N, C).
 
-    Takes and returns maps all the same; between two such blocks the change of layout is a view.
+    It takes and returns maps (B, C, H, W); between two such blocks the change of layout is a view.
     """
+
+    layer_scale_1: nn.Parameter | None
+    layer_scale_2: nn.Parameter | None
 
     def __init__(self, channels: int, drop_path: float, attention_bias: str, bias_grid: int):
         super().__init__()
@@ -151,6 +160,7 @@ class AttentionBlock(nn.Module, FusesScales):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to the same shape."""
         height, width = x.shape[-2:]
         x = x.flatten(2).transpose(1, 2)
         x = x + self.drop_path(scaled(self.layer_scale_1, self.token_mixer(self.norm1(x), height, width)))
@@ -159,9 +169,11 @@ class AttentionBlock(nn.Module, FusesScales):
 
     @torch.no_grad()
     def fuse_scales(self) -> None:
+        """Fold both layer scales into the linear layers before them."""
         for linear, scale in ((self.token_mixer.proj, self.layer_scale_1), (self.mlp.fc2, self.layer_scale_2)):
-            linear.weight.mul_(scale.view(-1, 1))
-            linear.bias.mul_(scale)
+            if scale is not None:
+                linear.weight.mul_(scale.view(-1, 1))
+                linear.bias.mul_(scale)
         self.layer_scale_1 = self.layer_scale_2 = None
 
 
@@ -199,10 +211,16 @@ class EfficientFormer(DenseBackbone):
         out_norm: bool = False,
         with_cp: bool = False,
         init_cfg: dict | None = None,
-        **unknown: Any,
     ):
         super().__init__(
-            arch, in_channels, out_indices, frozen_stages, norm_eval, drop_path_rate, with_cp, init_cfg, unknown
+            arch=arch,
+            in_channels=in_channels,
+            out_indices=out_indices,
+            frozen_stages=frozen_stages,
+            norm_eval=norm_eval,
+            drop_path_rate=drop_path_rate,
+            with_cp=with_cp,
+            init_cfg=init_cfg,
         )
         bias_grid = self.check_bias(attention_bias, bias_grid)
         widths, depths = self.settings['widths'], self.settings['depths']
@@ -220,3 +238,10 @@ class EfficientFormer(DenseBackbone):
             stages.append(Stage(downsample, blocks, with_cp))
         norms = {str(i): nn.GroupNorm(1, widths[i]) for i in self.out_indices} if out_norm else {}
         self.finish(Stem(in_channels, widths[0]), stages, nn.ModuleDict(norms))
+
+    @classmethod
+    def _check_arch(cls, arch: dict) -> None:
+        super()._check_arch(arch)
+        blocks, last = arch['attention_blocks'], arch['depths'][-1]
+        valid = integers([blocks], 0) and blocks <= last
+        cls._require(valid, arch, 'attention_blocks', f'0 to {last}, the depth of the last stage')

@@ -1,22 +1,30 @@
-"""Microsoft's EfficientViT (m0 to m5; not MIT's network of the same name): Memory Efficient Vision Transformer with
-Cascaded Group Attention.
+"""Microsoft's EfficientViT, m0 to m5; MIT's EfficientViT is another network.
 
-Liu et al., CVPR 2023, https://arxiv.org/abs/2305.07027. Written from the paper. The authors' code and weights:
-https://github.com/microsoft/Cream/tree/main/EfficientViT (MIT licence).
+Memory Efficient Vision Transformer with Cascaded Group Attention, Liu et al., CVPR 2023,
+https://arxiv.org/abs/2305.07027. Written from the paper. The authors' code and weights:
+https://github.com/microsoft/Cream/tree/main/EfficientViT (MIT License).
 """
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from mmplugin.layers import ConvNorm, DropPath, OffsetBias, drop_path_rates, remembered, resize_matrix, unfolded
+from mmplugin.layers import (
+    ConvNorm,
+    DropPath,
+    OffsetBias,
+    bias_windows,
+    cached_constant,
+    drop_path_rates,
+    resize_matrix,
+)
 
-from .base import DenseBackbone, Stage
+from .base import DenseBackbone, Stage, integers
 
 WINDOW = 7
 KEY_DIM = 16
@@ -29,18 +37,21 @@ class Stem(nn.Sequential):
         widths = (in_channels, channels // 8, channels // 4, channels // 2, channels)
         layers: list[nn.Module] = []
         for before, after in pairwise(widths):
-            # the identities keep the numbering of the published weights' names
-            layers += [ConvNorm(before, after, 3, 2, bias=False, relu=after < channels), nn.Identity()]
+            conv = ConvNorm(before, after, 3, 2, bias=False, post_act='relu' if after < channels else None)
+            layers += [conv, nn.Identity()]  # the identities keep the numbers in the published weights' names
         super().__init__(*layers[:-1])
 
 
 class Mlp(nn.Module):
+    """Two 1x1 convolutions with ReLU between them."""
+
     def __init__(self, channels: int, zero_init: bool):
         super().__init__()
-        self.pw1 = ConvNorm(channels, 2 * channels, bias=False, relu=True)
+        self.pw1 = ConvNorm(channels, 2 * channels, bias=False, post_act='relu')
         self.pw2 = ConvNorm(2 * channels, channels, bias=False, zero_init=zero_init)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to the same shape."""
         return self.pw2(self.pw1(x))
 
 
@@ -51,12 +62,11 @@ class TokenInteraction(ConvNorm):
         super().__init__(channels, channels, 3, groups=channels, bias=False, zero_init=zero_init)
 
 
-@remembered
+@cached_constant
 def shrink_matrix(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """The least-squares inverse of enlarging a table from ``size`` to the window: (size, WINDOW)."""
-    with torch.inference_mode(False):
-        grow = resize_matrix(size, WINDOW, False, torch.device('cpu'), torch.float64)
-        return torch.linalg.pinv(grow).to(device, dtype)
+    """Return the least-squares inverse of enlarging a table from ``size`` to the window: (size, WINDOW)."""
+    enlarge = resize_matrix(size, WINDOW, False, torch.device('cpu'), torch.float64)
+    return torch.linalg.pinv(enlarge).to(device, dtype)
 
 
 class WindowBias(OffsetBias):
@@ -68,7 +78,8 @@ class WindowBias(OffsetBias):
     """
 
     def forward(self, height: int, width: int) -> Tensor:
-        return self._remembered(self._matrix, height, width)
+        """Return the bias (heads, queries, keys) for a map of ``height`` x ``width``, both at most ``WINDOW``."""
+        return self._cached(self._matrix, height, width)
 
     def _offsets(self, height: int, width: int) -> Tensor:
         table = self.table.view(self.heads, WINDOW, WINDOW)
@@ -79,14 +90,39 @@ class WindowBias(OffsetBias):
 
     def _matrix(self, height: int, width: int) -> Tensor:
         offsets = self._offsets(height, width)
-        # in a whole window no size of an image occurs: all of it is a constant for a compiler
-        whole = height == width == WINDOW
-        windows = unfolded(offsets, WINDOW, WINDOW) if whole else self.rows(offsets, height, width, 1)
+        # A full window does not depend on the image size, so even a compiler may see a window of the table.
+        full = height == width == WINDOW
+        windows = bias_windows(offsets, WINDOW, WINDOW) if full else self.rows(offsets, height, width, 1)
         return windows.flip(3, 4).reshape(self.heads, -1, height * width)
 
 
+def split_windows(x: Tensor) -> Tensor:
+    """Pad a map (B, C, H, W) to whole windows and cut it: (B * rows * columns, C, WINDOW, WINDOW), channels last."""
+    batch, channels, height, width = x.shape
+    # Ceil-division lets torch.compile prove, for symbolic sizes, that the windows tile the padded map.
+    rows, columns = -(-height // WINDOW), -(-width // WINDOW)
+    x = F.pad(x, (0, columns * WINDOW - width, 0, rows * WINDOW - height)).permute(0, 2, 3, 1)  # (B, H', W', C)
+    x = x.view(batch, rows, WINDOW, columns, WINDOW, channels).transpose(2, 3)  # (B, rows, columns, 7, 7, C)
+    return x.reshape(-1, WINDOW, WINDOW, channels).permute(0, 3, 1, 2)
+
+
+def join_windows(x: Tensor, batch: int, height: int, width: int) -> Tensor:
+    """Undo :func:`split_windows`: (B * rows * columns, C, WINDOW, WINDOW) to (B, C, H, W), channels last."""
+    rows, columns = -(-height // WINDOW), -(-width // WINDOW)
+    x = x.permute(0, 2, 3, 1).reshape(batch, rows, columns, WINDOW, WINDOW, -1).transpose(2, 3)
+    x = x.reshape(batch, rows * WINDOW, columns * WINDOW, -1)  # (B, H', W', C)
+    x = x.permute(0, 3, 1, 2)[..., :height, :width]
+    # contiguous() copies only if there is padding to crop; in a graph that would be a guard on the image size.
+    copy = Tensor.clone if torch.compiler.is_compiling() else Tensor.contiguous
+    return copy(x, memory_format=torch.channels_last)
+
+
 class CascadedGroupAttention(nn.Module):
-    """Each head sees its own share of the channels, plus what the head before it made (the paper's Section 3.1)."""
+    """Attention in windows of 7x7; a map that fits into one is a window of its own size.
+
+    Each head sees its own share of the channels plus the output of the head before it (Section 3.1). The projection
+    comes after the windows are joined, so that it (and its norm, if that is trained) never sees padding.
+    """
 
     def __init__(self, channels: int, heads: int, kernels: Sequence[int]):
         super().__init__()
@@ -99,53 +135,39 @@ class CascadedGroupAttention(nn.Module):
         self.attention_biases = WindowBias(heads, WINDOW)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(F.relu_(self.heads(x)))
+        """Map (B, C, H, W) to the same shape."""
+        batch, _, height, width = x.shape
+        if height <= WINDOW and width <= WINDOW:
+            x = self.attend(x)
+        else:
+            x = join_windows(self.attend(split_windows(x)), batch, height, width)
+        return self.proj(F.relu_(x))
 
-    def heads(self, x: Tensor) -> Tensor:
-        """What all heads see, side by side."""
+    def attend(self, x: Tensor) -> Tensor:
+        """Run the cascade of heads inside each window (B, C, h, w) and concatenate their outputs to the same shape."""
         shares = x.chunk(len(self.qkvs), 1)
-        biases = self.attention_biases(*x.shape[-2:]).to(x.dtype)
+        biases = self.attention_biases(*x.shape[-2:]).to(x.dtype)  # (heads, N, N)
         outputs: list[Tensor] = []
         for share, qkv, dw, bias in zip(shares, self.qkvs, self.dws, biases, strict=True):
             share = share + outputs[-1] if outputs else share
             q, k, v = qkv(share).split([KEY_DIM, KEY_DIM, share.shape[1]], 1)
             q, k, v = (t.flatten(2).transpose(1, 2) for t in (dw(q), k, v))  # (B, N, d)
-            attn = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=KEY_DIM**-0.5).softmax(-1)
+            attn = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=KEY_DIM**-0.5).softmax(-1)  # (B, N, N)
             outputs.append((attn @ v).transpose(1, 2).unflatten(2, share.shape[2:]))
         return torch.cat(outputs, 1)
 
 
-class WindowAttention(CascadedGroupAttention):
-    """Cascaded group attention in windows of 7x7; a map that fits in one is a window of its own size.
-
-    The projection comes after the windows are joined, so that it (and its norm, where that learns) never sees padding.
-    """
-
-    def heads(self, x: Tensor) -> Tensor:
-        batch, channels, height, width = x.shape
-        if height <= WINDOW and width <= WINDOW:
-            return super().heads(x)
-        # in these words, torch.compile sees for every size that the windows fill the padded map
-        rows, columns = -(-height // WINDOW), -(-width // WINDOW)
-        x = F.pad(x, (0, columns * WINDOW - width, 0, rows * WINDOW - height))
-        # Windows are cut and joined with the channels last, where a pixel's channels stay together.
-        x = x.permute(0, 2, 3, 1).view(batch, rows, WINDOW, columns, WINDOW, channels).transpose(2, 3)
-        x = super().heads(x.reshape(-1, WINDOW, WINDOW, channels).permute(0, 3, 1, 2))
-        x = x.permute(0, 2, 3, 1).reshape(batch, rows, columns, WINDOW, WINDOW, channels).transpose(2, 3)
-        x = x.reshape(batch, rows * WINDOW, columns * WINDOW, channels).permute(0, 3, 1, 2)[..., :height, :width]
-        # whether there is something to cut, and so to copy, would tie a graph to the size of the image
-        copied = Tensor.clone if torch.compiler.is_compiling() else Tensor.contiguous
-        return copied(x, memory_format=torch.channels_last)
-
-
 class SqueezeExcite(nn.Module):
+    """Scale channels by a function of their means (Hu et al., 2018)."""
+
     def __init__(self, channels: int):
         super().__init__()
         self.fc1 = nn.Conv2d(channels, channels // 4, 1)
         self.fc2 = nn.Conv2d(channels // 4, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.fc2(F.relu_(self.fc1(x.mean((2, 3), keepdim=True)))).sigmoid()
+        """Map (B, C, H, W) to the same shape."""
+        return x * self.fc2(F.relu(self.fc1(x.mean((2, 3), keepdim=True)))).sigmoid()
 
 
 class PatchMerging(nn.Module):
@@ -154,17 +176,18 @@ class PatchMerging(nn.Module):
     def __init__(self, channels: int, out_channels: int):
         super().__init__()
         hidden = 4 * channels
-        self.conv1 = ConvNorm(channels, hidden, bias=False, relu=True)
-        self.conv2 = ConvNorm(hidden, hidden, 3, 2, groups=hidden, bias=False, relu=True)
+        self.conv1 = ConvNorm(channels, hidden, bias=False, post_act='relu')
+        self.conv2 = ConvNorm(hidden, hidden, 3, 2, groups=hidden, bias=False, post_act='relu')
         self.se = SqueezeExcite(hidden)
         self.conv3 = ConvNorm(hidden, out_channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, out_channels, ceil(H / 2), ceil(W / 2))."""
         return self.conv3(self.se(self.conv2(self.conv1(x))))
 
 
 class Downsample(nn.Module):
-    """The sandwich of a block, with patch merging in the place of attention."""
+    """The sandwich of a block, with patch merging in place of attention."""
 
     def __init__(self, channels: int, out_channels: int):
         super().__init__()
@@ -175,33 +198,38 @@ class Downsample(nn.Module):
         self.ffn1 = Mlp(out_channels, zero_init=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.dw0(x).add_(x)
-        x = self.merge(self.ffn0(x).add_(x))
-        x = self.dw1(x).add_(x)
-        return self.ffn1(x).add_(x)
+        """Map (B, C, H, W) to (B, out_channels, ceil(H / 2), ceil(W / 2))."""
+        x = x + self.dw0(x)
+        x = x + self.ffn0(x)
+        x = self.merge(x)
+        x = x + self.dw1(x)
+        return x + self.ffn1(x)
 
 
 class Block(nn.Module):
-    """The sandwich: token interaction and feed-forward network, on both sides of attention."""
+    """The sandwich: token interaction and feed-forward network before and after attention."""
 
     def __init__(self, channels: int, heads: int, kernels: Sequence[int], drop_path: float):
         super().__init__()
         self.dw0 = TokenInteraction(channels, zero_init=True)
         self.ffn0 = Mlp(channels, zero_init=True)
-        self.mixer = WindowAttention(channels, heads, kernels)
+        self.mixer = CascadedGroupAttention(channels, heads, kernels)
         self.dw1 = TokenInteraction(channels, zero_init=True)
         self.ffn1 = Mlp(channels, zero_init=True)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to the same shape."""
         for layer in (self.dw0, self.ffn0, self.mixer, self.dw1, self.ffn1):
-            x = self.drop_path(layer(x)).add_(x)
+            x = x + self.drop_path(layer(x))
         return x
 
 
 @MODELS.register_module()
 class EfficientViTMSRA(DenseBackbone):
-    """Microsoft's EfficientViT m0 to m5: strides 16, 32, 64. (MIT's EfficientViT, b0 to l3, is another network.)
+    """Microsoft's EfficientViT m0 to m5: strides 16, 32, 64.
+
+    MIT's EfficientViT, b0 to l3, is another network.
 
     Args:
         arch: 'm0' to 'm5', or a dict with the keys of a row of ``ARCHS``.
@@ -210,7 +238,7 @@ class EfficientViTMSRA(DenseBackbone):
     The other arguments are those of :class:`DenseBackbone`.
     """
 
-    # kernels: of the depthwise convolution on the queries, one for each head
+    # kernels: sizes of the depthwise convolutions on the queries, one per head
     ARCHS: ClassVar = {
         'm0': dict(widths=(64, 128, 192), depths=(1, 2, 3), heads=(4, 4, 4), kernels=(5, 5, 5, 5)),
         'm1': dict(widths=(128, 144, 192), depths=(1, 2, 3), heads=(2, 3, 3), kernels=(7, 5, 3, 3)),
@@ -232,10 +260,16 @@ class EfficientViTMSRA(DenseBackbone):
         attention_bias: str = 'offset',
         with_cp: bool = False,
         init_cfg: dict | None = None,
-        **unknown: Any,
     ):
         super().__init__(
-            arch, in_channels, out_indices, frozen_stages, norm_eval, drop_path_rate, with_cp, init_cfg, unknown
+            arch=arch,
+            in_channels=in_channels,
+            out_indices=out_indices,
+            frozen_stages=frozen_stages,
+            norm_eval=norm_eval,
+            drop_path_rate=drop_path_rate,
+            with_cp=with_cp,
+            init_cfg=init_cfg,
         )
         self.check_choice('attention_bias', attention_bias, ['offset'])
         widths, heads, kernels = (self.settings[key] for key in ('widths', 'heads', 'kernels'))
@@ -246,3 +280,15 @@ class EfficientViTMSRA(DenseBackbone):
             blocks = [Block(widths[i], heads[i], kernels, rate) for rate in rates[i]]
             stages.append(Stage(downsample, blocks, with_cp))
         self.finish(Stem(in_channels, widths[0]), stages)
+
+    @classmethod
+    def _check_arch(cls, arch: dict) -> None:
+        super()._check_arch(arch)
+        widths, heads, kernels = arch['widths'], arch['heads'], arch['kernels']
+        cls._require(widths[0] >= 8, arch, 'widths', '8 or more for the first stage, whose stem starts with an eighth')
+        valid = integers(heads, 1, len(widths)) and not any(w % n for w, n in zip(widths, heads, strict=True))
+        cls._require(
+            valid, arch, 'heads', f'an integer per stage that divides its width; the widths are {tuple(widths)}'
+        )
+        valid = integers(kernels, 1, None) and len(kernels) >= max(heads) and all(kernel % 2 for kernel in kernels)
+        cls._require(valid, arch, 'kernels', f'odd integers, one for each of up to {max(heads)} heads')

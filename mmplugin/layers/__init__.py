@@ -1,8 +1,9 @@
-"""What more than one family of backbones uses."""
+"""Layers that more than one family of backbones uses."""
 
 from .activation_checkpoint import checkpoint
+from .activations import gelu, gelu_
 from .attention import attend, compiled_for_inference
-from .attention_bias import BIASES, OffsetBias, UpstreamBias, remembered, resize_matrix, unfolded
+from .attention_bias import BIASES, OffsetBias, UpstreamBias, bias_windows, cached_constant, resize_matrix
 from .conv_norm import ConvNorm
 from .drop_path import DropPath, drop_path_rates
 from .freeze import freeze, freeze_norms, norms_of
@@ -14,13 +15,15 @@ __all__ = [
     'OffsetBias',
     'UpstreamBias',
     'attend',
+    'bias_windows',
+    'cached_constant',
     'checkpoint',
     'compiled_for_inference',
     'drop_path_rates',
     'freeze',
     'freeze_norms',
+    'gelu',
+    'gelu_',
     'norms_of',
-    'remembered',
     'resize_matrix',
-    'unfolded',
 ]

@@ -1,5 +1,6 @@
-"""Activation checkpointing that leaves batch norm statistics right."""
+"""Activation checkpointing that counts each batch once in the statistics of batch norms."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 from torch import Tensor, nn
@@ -9,8 +10,8 @@ from .freeze import norms_of
 
 
 @contextmanager
-def _statistics_kept(module: nn.Module):
-    """Inside, forward passes leave the running statistics of the norms that train alone."""
+def _running_statistics_unchanged(module: nn.Module) -> Iterator[None]:
+    """Let forward passes inside use batch statistics without updating the running ones."""
     norms = [norm for _, norm in norms_of(module) if norm.training]
     saved = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
@@ -23,7 +24,7 @@ def _statistics_kept(module: nn.Module):
 
 
 def checkpoint(module: nn.Module, x: Tensor) -> Tensor:
-    """``module(x)`` that keeps only ``x`` for backward. Recomputing does not count as a second batch for its norms."""
+    """Return ``module(x)``, saving only ``x`` for backward, where ``module`` runs again."""
     return torch_checkpoint(
-        module, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_kept(module))
+        module, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _running_statistics_unchanged(module))
     )

@@ -1,75 +1,66 @@
-"""A convolution that runs in the form in which a CPU is fastest."""
+"""A convolution that runs in the form that is fastest on a CPU. The numbers are those of ``nn.Conv2d`` in every mode.
+
+| Mode                                                  | 1x1, up to MAX_MATMUL_PIXELS | All others           |
+|-------------------------------------------------------|------------------------------|----------------------|
+| CPU, inference in float32                             | matrix product               | prepacked weight     |
+| CPU, training or autocast                             | matrix product               | ``F.conv2d``         |
+| CPU, torch.compile, map known to be small             | matrix product               | left to the compiler |
+| CPU, torch.compile, dynamic sizes                     | left to the compiler         | left to the compiler |
+| GPU, torch.export, torch.jit.trace                    | ``F.conv2d``                 | ``F.conv2d``         |
+"""
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LAST, FIRST = (0, 2, 3, 1), (0, 3, 1, 2)  # channels to the last place and back
-# Up to so many pixels a matrix product takes less time than oneDNN's 1x1 convolution, whose calls alone cost as much
-# as the work on a window of 7x7; above, it takes up to a quarter more.
-MOST_PIXELS = 4096
+from . import torch_internals
+
+LAST, FIRST = (0, 2, 3, 1), (0, 3, 1, 2)  # permutations NCHW -> NHWC and back
+# Up to this many pixels (of all images) a matrix product beats oneDNN's 1x1 convolution, whose call overhead alone
+# equals the work on a 7x7 window; above, it takes up to a quarter longer.
+MAX_MATMUL_PIXELS = 4096
 
 
-class Convolution(nn.Conv2d):
-    """``nn.Conv2d`` with 'same' padding for odd kernels, of the same names and results.
+class FastConv2d(nn.Conv2d):
+    """``nn.Conv2d`` with the same arguments, parameters and results, in the forms of the table above.
 
-    On a CPU a 1x1 convolution of a small map is run as the matrix product that it is, and other convolutions, in plain
-    inference, with a copy of their weight in oneDNN's layout, which they would otherwise make at every call. That copy
-    belongs to the weight as it was, and is made anew when this changes (:func:`state_of`); it is never saved, copied
-    or moved.
+    The prepacked weight is a copy in oneDNN's layout, which oneDNN would otherwise make at every call. It is made
+    again when the weight changes, and never saved, copied or moved.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int, groups: int, bias: bool):
-        super().__init__(in_channels, out_channels, kernel_size, stride, kernel_size // 2, groups=groups, bias=bias)
-        self.pointwise = kernel_size == stride == groups == 1
-        self._packed: tuple[tuple, Tensor, Tensor] | None = None
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.pointwise = self.kernel_size == self.stride == (1, 1) and self.padding == (0, 0) and self.groups == 1
+        # cache key of the weight, its copy, and the weight itself, kept alive as the key demands
+        self._prepacked: tuple[tuple, Tensor, Tensor] | None = None
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, '_packed': None}
+        return {**self.__dict__, '_prepacked': None}
 
     def forward(self, x: Tensor, relu: bool = False) -> Tensor:
-        weight, bias = self.weight, self.bias
-        if self._packs(x, weight):
-            return self._run_packed(x, weight, bias, relu)
-        x = self.using(x, weight, bias)
-        return F.relu_(x) if relu else x
+        """Convolve, then apply ReLU if wanted."""
+        if self._can_prepack(x):
+            return torch_internals.prepacked_convolution(x, self._prepacked_weight(x.shape), self.bias, self, relu)
+        x = self.conv_with(x, self.weight, self.bias)
+        return F.relu(x) if relu else x
 
-    def using(self, x: Tensor, weight: Tensor, bias: Tensor | None, own: bool = False) -> Tensor:
-        """Convolves with another weight and bias.
-
-        Args:
-            own: Under gradients, too, the result is no view: autograd lets nobody change one in place that a function
-                of ours returned.
-        """
-        if not self._is_product(x):
+    def conv_with(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Convolve with another weight and bias of the same shapes. The result may be a view of a new tensor."""
+        if not self._is_matmul(x):
             return self._conv_forward(x, weight, bias)
-        rows, weight = x.permute(LAST), weight.flatten(1)  # (B, H, W, C), (O, C)
-        learning, recorded = torch.is_grad_enabled(), torch.compiler.is_compiling()
-        if not own and (learning or recorded or torch.is_autocast_enabled('cpu')):
-            return F.linear(rows, weight, bias).permute(FIRST)
-        shape = x.shape[0], len(weight), *x.shape[2:]
-        result = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-        product = result.permute(LAST).flatten(0, 2)
-        if bias is None:
-            torch.mm(rows.flatten(0, 2), weight.t(), out=product)
-        else:
-            torch.addmm(bias, rows.flatten(0, 2), weight.t(), out=product)
-        return result
+        batch, _, height, width = x.shape
+        rows = x.permute(LAST).flatten(0, 2)  # (B * H * W, in_channels), a view of a channels-last map
+        return F.linear(rows, weight.flatten(1), bias).unflatten(0, (batch, height, width)).permute(FIRST)
 
-    def _is_product(self, x: Tensor) -> bool:
-        if not self.pointwise or not x.is_cpu or torch.jit.is_tracing():
+    def _is_matmul(self, x: Tensor) -> bool:
+        if not self.pointwise or not x.is_cpu or torch.jit.is_tracing() or torch.compiler.is_exporting():
             return False
-        few = x.numel() <= MOST_PIXELS * self.in_channels
-        if not torch.compiler.is_compiling():
-            return few
-        if torch.compiler.is_exporting():  # what is exported stays a convolution
-            return False
-        from torch.fx.experimental.symbolic_shapes import statically_known_true
+        small = x.numel() <= MAX_MATMUL_PIXELS * self.in_channels
+        return torch_internals.known_true(small) if torch.compiler.is_compiling() else small
 
-        return statically_known_true(few)  # without tying a graph for many sizes to some of them
-
-    def _packs(self, x: Tensor, weight: Tensor) -> bool:
-        """Whether this is plain inference in float32 on a CPU, and nobody records the operators."""
+    def _can_prepack(self, x: Tensor) -> bool:
         return (
             x.is_cpu
             and x.dtype == torch.float32
@@ -77,26 +68,16 @@ class Convolution(nn.Conv2d):
             and not torch.compiler.is_compiling()
             and not torch.jit.is_tracing()
             and not torch.is_autocast_enabled('cpu')
-            and not self._is_product(x)
-            and not weight.is_inference()
-            and torch.backends.mkldnn.is_available()
+            and not self._is_matmul(x)
+            and not self.weight.is_inference()  # has no version to tell whether it changed
+            and self.padding_mode == 'zeros'
+            and not isinstance(self.padding, str)
+            and torch_internals.can_prepack()
         )
 
-    def _run_packed(self, x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
-        # These operators are what torch.compile itself uses on a CPU.
-        settings, state = (self.padding, self.stride, self.dilation, self.groups), state_of(weight)
-        if self._packed is None or self._packed[0] != state:
-            plain = weight.contiguous(memory_format=torch.channels_last)
-            packed = torch.ops.mkldnn._reorder_convolution_weight(plain, *settings, x.shape)
-            self._packed = state, packed, weight.detach()
-        activation = 'relu' if relu else 'none'
-        return torch.ops.mkldnn._convolution_pointwise(x, self._packed[1], bias, *settings, activation, [], '')
-
-
-def state_of(tensor: Tensor) -> tuple[int, int]:
-    """What tells whether a tensor changed: a change in place raises the version, another tensor has another address.
-
-    Whoever remembers a state holds on to the tensor, or a later one may get its address. What writes through ``.data``
-    does not show, and tensors made in inference mode count no versions at all.
-    """
-    return tensor.data_ptr(), tensor._version
+    def _prepacked_weight(self, input_shape: torch.Size) -> Tensor:
+        key = torch_internals.cache_key(self.weight)
+        if self._prepacked is None or self._prepacked[0] != key:
+            packed = torch_internals.prepack(self.weight, self, input_shape)
+            self._prepacked = key, packed, self.weight.detach()
+        return self._prepacked[1]

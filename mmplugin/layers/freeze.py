@@ -1,4 +1,4 @@
-"""The one helper that freezes: used by the backbones and by FreezeNormHook."""
+"""The one place that freezes: used by the backbones and by ``FreezeNormHook``."""
 
 from collections.abc import Iterator
 
@@ -7,17 +7,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def norms_of(module: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
-    """Every norm with running statistics: batch norms of any dimension, SyncBatchNorm among them."""
+    """Iterate over the names and norms with running statistics: batch norms of any dimension and SyncBatchNorm."""
     return ((name, child) for name, child in module.named_modules() if isinstance(child, _BatchNorm))
 
 
 def freeze_norms(module: nn.Module, affine: bool = False) -> int:
-    """Keeps the statistics of every norm in ``module`` as they are; with ``affine``, scale and shift too.
+    """Freeze the statistics of every norm in ``module``; with ``affine``, scale and shift too.
 
-    Holds until the next ``train()``, which is why whoever wants it to last calls it from there.
+    The next ``train()`` ends this. To keep norms frozen, call this function again after every ``train()``.
 
     Returns:
-        How many norms there are.
+        The number of norms.
     """
     count = 0
     for _, norm in norms_of(module):
@@ -30,7 +30,7 @@ def freeze_norms(module: nn.Module, affine: bool = False) -> int:
 
 
 def freeze(module: nn.Module) -> None:
-    """Stops a part altogether: no gradients, statistics as they are, no random dropping."""
+    """Freeze a whole part: no gradients, fixed norm statistics, no drop path."""
     module.eval()
     for parameter in module.parameters():
         parameter.requires_grad_(False)

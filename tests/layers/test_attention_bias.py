@@ -1,4 +1,4 @@
-"""The bias by offset against loops, its memory, and the computation of the original dense code."""
+"""The bias tables against loops, their cache, and the computation of the original dense code."""
 
 import copy
 
@@ -11,7 +11,7 @@ from mmplugin.layers import OffsetBias, UpstreamBias
 
 
 def looped(table: torch.Tensor, stride: int) -> torch.Tensor:
-    """From the definition: table (heads, H, W) -> (heads, queries, keys)."""
+    """Compute a bias from its definition: table (heads, H, W) -> (heads, queries, keys)."""
     heads, height, width = table.shape
     queries = [(y, x) for y in range(0, height, stride) for x in range(0, width, stride)]
     keys = [(y, x) for y in range(height) for x in range(width)]
@@ -32,7 +32,7 @@ def filled(module: torch.nn.Module) -> torch.nn.Module:
 def test_offsets_equal_loops_over_a_resized_table(height, width, stride):
     bias = filled(OffsetBias(2, 7, stride))
     table = bias.table.view(1, 2, 7, 7)
-    # resizing one side at a time, as an image whose corners stay where they are
+    # resizing one side at a time equals resizing an image whose corners stay in place
     resized = F.interpolate(table, size=(height, width), mode='bicubic', align_corners=True)[0]
     torch.testing.assert_close(bias(height, width), looped(resized, stride), atol=1e-5, rtol=0)
 
@@ -60,7 +60,7 @@ def test_a_window_table_shrinks_to_what_it_was_enlarged_from():
 
 
 @pytest.mark.parametrize('kind', [OffsetBias, UpstreamBias])
-def test_what_is_remembered_is_never_stale(kind):
+def test_the_cache_is_used_and_never_stale(kind):
     bias = filled(kind(2, 4))
 
     def fresh() -> torch.Tensor:
@@ -69,7 +69,7 @@ def test_what_is_remembered_is_never_stale(kind):
         return other(6, 5)
 
     with torch.no_grad():
-        assert bias(6, 5).data_ptr() != 0
+        assert bias.offsets(6, 5) is bias.offsets(6, 5)
         assert len(bias._cache) == 1
         bias.load_state_dict({'table': torch.randn(2, 16)})
         assert torch.equal(bias(6, 5), fresh())
@@ -87,7 +87,7 @@ def test_what_is_remembered_is_never_stale(kind):
         twin.table.zero_()
         assert bias(6, 5).abs().sum() > 0
         assert twin(6, 5).abs().sum() == 0
-    bias(6, 5).sum().backward()  # with gradients nothing is taken from memory
+    bias(6, 5).sum().backward()  # with gradients the cache is not used
     assert bias.table.grad.abs().sum() > 0
     for size in range(2, 2 + 2 * kind.max_cached_sizes):
         with torch.no_grad():
@@ -95,7 +95,7 @@ def test_what_is_remembered_is_never_stale(kind):
     assert len(bias._cache) <= kind.max_cached_sizes
 
 
-def test_inference_mode_leaves_nothing_that_breaks_training():
+def test_inference_mode_leaves_nothing_behind_that_breaks_training():
     bias = filled(OffsetBias(2, 4))
     with torch.inference_mode():
         bias(9, 6)

@@ -1,0 +1,20 @@
+"""Backbones with random weights like pretrained ones: no branch is closed, no norm is the identity."""
+
+import torch
+from mmengine.registry import MODELS
+
+import mmplugin  # noqa: F401  registers the backbones
+
+SMALLEST = [('EfficientFormer', 'l1'), ('EfficientFormerV2', 's0'), ('EfficientViTMSRA', 'm0')]
+
+
+def build(name: str, arch: str | dict, **settings) -> torch.nn.Module:
+    """Build a backbone, the same one every time, whose biases, scales and norms all change the result."""
+    torch.manual_seed(0)
+    model = MODELS.build(dict(type=name, arch=arch, **settings))
+    for key, value in model.state_dict().items():
+        if 'layer_scale' in key or 'attention_biases' in key or key.endswith('running_mean'):
+            value.normal_(0.1, 0.1)
+        elif key.endswith(('norm.weight', 'running_var')):
+            value.uniform_(0.5, 1.0)
+    return model
