@@ -18,8 +18,6 @@ from mmengine.registry import TRANSFORMS, DefaultScope
 from mmplugin import registration, stack
 from mmplugin.backbones import FAMILIES
 from mmplugin.config_edits import dicts, is_segmentation
-from mmplugin.data.synthetic import ensure_mini_ade, ensure_mini_coco
-from mmplugin.engine import mini
 from mmplugin.engine.config import load_config
 from mmplugin.engine.runner import build_model
 from mmplugin.errors import UserError
@@ -36,17 +34,6 @@ PUBLISHED = {  # the papers' tables: box AP, mask AP, mIoU of Semantic FPN
     'v2_l': (44.7, 40.4, 45.2),
     'evit_m4': (32.8, 31.0, None),
 }
-
-
-@pytest.fixture(scope='session')
-def mini_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Draw a small built-in set where --mini looks for it."""
-    root = tmp_path_factory.mktemp('mini')
-    drawn = {'ensure_mini_coco': ensure_mini_coco(root, 4, 2), 'ensure_mini_ade': ensure_mini_ade(root, 4, 2)}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, made in drawn.items():
-            patch.setattr(mini, name, lambda _, made=made: made)
-        yield root
 
 
 def _samples(cfg, loader: str, count: int) -> dict:
@@ -90,8 +77,8 @@ def test_the_first_line_states_the_published_result(name: str):
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_trains_a_step_and_predicts(name: str, mini_root: Path):
-    cfg = load_config(name, mini=True, data_root=mini_root)
+def test_trains_a_step_and_predicts(name: str, tiny_sets: Path):
+    cfg = load_config(name, mini=True, data_root=tiny_sets)
     _shrink(cfg)
     model = build_model(cfg).train()
     batch = model.data_preprocessor(_samples(cfg, 'train_dataloader', 2), training=True)
@@ -159,9 +146,9 @@ def test_bias_tables_do_not_decay():
         assert decay[id(value)] == (0.0 if 'attention_biases' in key else 0.05), key
 
 
-def test_one_process_builds_for_both_libraries(mini_root: Path):
+def test_one_process_builds_for_both_libraries(tiny_sets: Path):
     for name in ('semfpn_v2_s0', 'retinanet_v2_s0', 'semfpn_v2_s0'):
-        cfg = load_config(name, mini=True, data_root=mini_root)
+        cfg = load_config(name, mini=True, data_root=tiny_sets)
         model = build_model(cfg)
         assert type(model).__module__.split('.')[0] == cfg.default_scope
 
@@ -224,9 +211,9 @@ def test_augmented_tests_resize_as_the_published_evaluations():
         np.testing.assert_array_equal(results['img'], _aligned(image, ratio))
 
 
-def test_the_ground_truth_keeps_its_size(mini_root: Path):
+def test_the_ground_truth_keeps_its_size(tiny_sets: Path):
     for name in ('semfpn_v2_s0', 'maskrcnn_v2_s0'):
-        cfg = load_config(name, mini=True, data_root=mini_root)
+        cfg = load_config(name, mini=True, data_root=tiny_sets)
         _shrink(cfg)
         (sample,) = _samples(cfg, 'val_dataloader', 1)['data_samples']
         truth = sample.gt_sem_seg.shape if is_segmentation(cfg) else sample.gt_instances.masks.masks.shape[1:]
