@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mmplugin import __version__, stack
-from mmplugin.errors import UserError
+from mmplugin.errors import UserError, message_of
 from mmplugin.text import printable
 
 
@@ -65,12 +65,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         stack.ignore_known_warnings()
         return _load(name)(rest, prog) or 0
     except UserError as error:
-        message = printable(str(error), keep='\n')
+        message = printable(message_of(error), keep='\n')
         sys.stderr.write(f'{prog}: {message}\n')
         return 2
     except KeyboardInterrupt:
-        sys.stderr.write('\nStopped.\n')
-        return 130
+        return _stopped()
+    except Exception as error:
+        if not _is_ctrl_c(error):
+            raise
+        return _stopped()
+
+
+def _stopped() -> int:
+    sys.stderr.write('\nStopped.\n')
+    return 130
+
+
+def _is_ctrl_c(error: BaseException | None) -> bool:
+    """Return whether a library turned Ctrl-C into another error, as mmengine does while it formats a config."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _prog(name: str) -> str:

@@ -281,8 +281,8 @@ def _check_boxes(file: _CocoFile) -> Iterator[Finding]:
     if not boxed:
         yield file.error('no annotation with a box', 'export the file again, with boxes')
         return
-    text = [a.get('id') for a in boxed if not all(type(value) in (int, float) for value in a['bbox'])]
-    if text:
+    if not set(map(type, chain.from_iterable(annotation['bbox'] for annotation in boxed))) <= {int, float}:
+        text = [a.get('id') for a in boxed if not set(map(type, a['bbox'])) <= {int, float}]
         yield file.error(
             f'boxes with coordinates that are not numbers: ids {some(text)}', 'write numbers, without quotes'
         )

@@ -184,7 +184,7 @@ def _check_masks(split: Split, pairs: list[tuple[Path, Path]], keys: list[str], 
     report(deep, 'masks with values outside 0...255, which mmseg truncates', 'write 8-bit PNG; 255 means ignored')
     if deep or not single:
         return findings
-    return findings + _check_values(split, single, folder, keys, fast)
+    return [*findings, *_check_values(split, single, folder, keys, fast)]
 
 
 def _class_of_value(split: Split) -> np.ndarray:
@@ -200,37 +200,44 @@ def _class_of_value(split: Split) -> np.ndarray:
     return index
 
 
-def _check_values(split: Split, masks: list[_Mask], folder: str, keys: list[str], fast: bool) -> list[Finding]:
+def _check_values(split: Split, masks: list[_Mask], folder: str, keys: list[str], fast: bool) -> Iterator[Finding]:
+    """Check the labels in the masks against the classes; the first error is the cause of all others."""
     count, reduce = len(split.classes), bool(split.option('reduce_zero_label'))
     setting = ' '.join(f'{key}={not reduce}' for key in keys)  # for --cfg-options: all splits must agree
     seen = {value: mask.path.name for mask in reversed(masks) for value in mask.values}
+    index = _class_of_value(split)
+    used = {int(index[value]) for value in seen} - {IGNORED}
     if set(seen) <= {0, 255} and 255 in seen:
         problem = f'the masks hold only {some(sorted(seen))}: 255 means ignored, so the foreground is never trained'
         fix = "write 1 instead of 255 (mask[mask == 255] = 1), classes=('background', 'foreground')"
-        return [Finding(ERROR, problem, folder, f'{fix}, {setting}' if reduce else fix)]
-    index = _class_of_value(split)
-    wrong = sorted(value for value in seen if index[value] >= count and index[value] != IGNORED)
-    used = {int(index[value]) for value in seen} - {IGNORED}
-    if wrong:
-        allowed = f'1...{count} (0 and 255 are ignored)' if reduce else f'0...{count - 1} (255 is ignored)'
-        problem = f'labels {some(wrong, 6)} are out of range (for example in {seen[wrong[0]]}): {count} classes with '
-        problem += f'reduce_zero_label={reduce} allow {allowed}'
-        needed = max(value for value in seen if value != IGNORED) + (not reduce)
-        if not reduce and needed == count + 1:
-            fix = f'{setting} if 0 means unlabeled and 1 is the first class; otherwise name {needed} classes'
-        else:
-            fix = f'name {needed} classes in metainfo and heads (--classes), or set these pixels to 255'
-        return [Finding(ERROR, problem, folder, fix)]
+        yield Finding(ERROR, problem, folder, f'{fix}, {setting}' if reduce else fix)
+        return
+    if any(number >= count for number in used):
+        yield _out_of_range(seen, index, count, reduce, setting, folder)
+        return
     if not used:
         problem = f'every pixel is ignored: the masks hold only {some(sorted(seen))}'
-        return [Finding(ERROR, problem, folder, f'{setting}, or use other masks')]
-    findings = []
+        yield Finding(ERROR, problem, folder, f'{setting}, or use other masks')
+        return
     if reduce and 0 in seen and count - 1 not in used and len(used) == count - 1:
         problem = f'0 is ignored (reduce_zero_label=True), and {split.classes[-1]!r} never occurs: 0 may be a class'
-        findings.append(Finding(WARNING, problem, folder, f'{setting} if 0 is {split.classes[0]!r}'))
+        yield Finding(WARNING, problem, folder, f'{setting} if 0 is {split.classes[0]!r}')
     never = [name for number, name in enumerate(split.classes) if number not in used]
     if never and not fast:
         problem = f'classes that never occur in the {split.name} masks: {some(never, 8)}'
-        fix = 'label them, or remove them from metainfo.classes and the heads'
-        findings.append(Finding(WARNING, problem, folder, fix))
-    return findings
+        yield Finding(WARNING, problem, folder, 'label them, or remove them from metainfo.classes and the heads')
+
+
+def _out_of_range(
+    seen: dict[int, str], index: np.ndarray, count: int, reduce: bool, setting: str, folder: str
+) -> Finding:
+    wrong = sorted(value for value in seen if index[value] >= count and index[value] != IGNORED)
+    allowed = f'1...{count} (0 and 255 are ignored)' if reduce else f'0...{count - 1} (255 is ignored)'
+    problem = f'labels {some(wrong, 6)} are out of range (for example in {seen[wrong[0]]}): {count} classes with '
+    problem += f'reduce_zero_label={reduce} allow {allowed}'
+    needed = max(value for value in seen if value != IGNORED) + (not reduce)
+    if not reduce and needed == count + 1:
+        fix = f'{setting} if 0 means unlabeled and 1 is the first class; otherwise name {needed} classes'
+    else:
+        fix = f'name {needed} classes in metainfo and heads (--classes), or set these pixels to 255'
+    return Finding(ERROR, problem, folder, fix)
