@@ -10,7 +10,7 @@ WORK := work_dirs/demo
 GPU_PYTHON ?= $(shell python3 -c 'import torch, pytest' 2>/dev/null && echo python3 || echo $(VENV)/bin/python)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-seg test test-all test-stock test-gpu coverage lint format docs wheel clean
+.PHONY: help setup demo demo-seg test test-all test-faults test-stock test-gpu coverage lint format docs wheel clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -42,21 +42,24 @@ demo-seg: setup  ## train and evaluate Semantic FPN on the built-in mini set
 	$(VENV)/bin/python tools/train.py configs/segmentation/semfpn_v2_s2.py --mini --work-dir $(WORK)/segmentation
 	@echo "The report: $(CURDIR)/$(WORK)/segmentation/report.html"
 
-test: setup  ## run the tests, except the slow ones, and print the coverage
-	$(VENV)/bin/$(PYTEST) -m "not slow" $(COVERAGE)
+test: setup  ## run the tests, except the slow and fault tests, and print the coverage
+	$(VENV)/bin/$(PYTEST) -m "not slow and not faults" $(COVERAGE)
 
 test-all: setup  ## run all tests, the slow ones too
 	$(VENV)/bin/$(PYTEST)
 
+test-faults: setup  ## run the fault tests: 50 kills, signals, full disks, lost workers (15 minutes)
+	$(VENV)/bin/$(PYTEST) -m faults
+
 test-stock:  ## run the tests with OpenMMLab's own last releases, in .venv-stock
 	$(call setup_env,$(VENV_STOCK),constraints-stock.txt)
-	$(VENV_STOCK)/bin/$(PYTEST) -m "not slow"
+	$(VENV_STOCK)/bin/$(PYTEST) -m "not slow and not faults"
 
 test-gpu:  ## run the CUDA tests in the active environment; without a GPU they are skipped
 	$(GPU_PYTHON) -m pytest -q -m gpu tests/gpu
 
 coverage: setup  ## run the tests with branch coverage and write htmlcov/index.html
-	$(VENV)/bin/$(PYTEST) -m "not slow" --cov --cov-branch --cov-report=term --cov-report=html
+	$(VENV)/bin/$(PYTEST) -m "not slow and not faults" --cov --cov-branch --cov-report=term --cov-report=html
 
 lint: setup  ## check style, format and types (ruff, mypy)
 	$(VENV)/bin/python -m ruff check .

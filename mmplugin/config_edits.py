@@ -80,12 +80,14 @@ def _is_local(path: Path) -> bool:
     return ':' not in str(path)[2:]  # torchvision:..., https:..., but not C:\\...
 
 
-def drop_missing_weights_(cfg: Config) -> None:
+def drop_missing_weights_(cfg: Config, report: bool = True) -> None:
     """Fall back to a randomly initialized backbone, without frozen norms, if its weights are missing."""
     path = weights_of(cfg)
     if path is None or (_is_local(path) and path.is_file()):
         return
-    print_log(f'{path} not found: the backbone is randomly initialized and its norm layers are trainable.', 'current')
+    if report:
+        text = f'{path} not found: the backbone is randomly initialized and its norm layers are trainable.'
+        print_log(text, 'current')
     cfg.model.backbone.init_cfg = None
     if 'norm_eval' in cfg.model.backbone:
         cfg.model.backbone.norm_eval = False

@@ -1,5 +1,6 @@
 """Files that appear complete or not at all."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,10 +28,22 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
             draft.unlink(missing_ok=True)
 
 
+def reason(error: OSError) -> str:
+    """Return why a file cannot be read or written, in words."""
+    if error.errno == errno.ENOSPC:
+        return 'the disk is full'
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return 'there is a file in place of a folder'
+    return error.strerror or str(error)
+
+
 class AtomicBackend(LocalBackend):
     """mmengine's local file backend with atomic writes, so that a kill during a save loses no checkpoint."""
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Write a file."""
-        with atomic_write(filepath) as draft:
-            draft.write_bytes(obj)
+        """Write a file. Errors name this file, not the temporary one."""
+        try:
+            with atomic_write(filepath) as draft:
+                draft.write_bytes(obj)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(filepath)) from error

@@ -38,12 +38,8 @@ def timm():
 @pytest.fixture(scope='session')
 def tiny_sets(tmp_path_factory: pytest.TempPathFactory):
     """Make ``--mini`` use eight images for training and two for validation; return their folder."""
-    from mmplugin.data.synthetic import ensure_mini_ade, ensure_mini_coco
-    from mmplugin.engine import mini
+    from tiny_training import use_tiny_sets
 
     root = tmp_path_factory.mktemp('sets')
-    drawn = {'ensure_mini_coco': ensure_mini_coco(root, 8, 2), 'ensure_mini_ade': ensure_mini_ade(root, 8, 2)}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, mini_set in drawn.items():
-            patch.setattr(mini, name, lambda _, mini_set=mini_set: mini_set)
+    with use_tiny_sets(root):
         yield root

@@ -1,21 +1,39 @@
 """Trainings of a few iterations on a few small images."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import torch
 from mmengine.config import Config
 
 from mmplugin import stack
 from mmplugin.config_edits import dicts, is_segmentation
-from mmplugin.engine import train
-from mmplugin.engine.resume import find_last_checkpoint
+from mmplugin.data.synthetic import ensure_mini_ade, ensure_mini_coco
+from mmplugin.engine import mini, train
 from mmplugin.engine.config import load_config
+from mmplugin.engine.resume import find_last_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 # For scripts: stock mmdet cannot be imported without compiled operators unless mmplugin is imported first.
 IMPORT_FIRST = 'import mmplugin' if stack.current() is stack.STOCK else ''
 # mmengine formats the whole config again for every checkpoint, which takes longer than a tiny training.
 NO_FORMATTING = 'import yapf.yapflib.yapf_api as y; y.FormatCode = lambda text, **style: (text, True)'
+
+
+@contextmanager
+def use_tiny_sets(root: Path) -> Iterator[None]:
+    """Make ``--mini`` use eight images for training and two for validation, and do not format configs.
+
+    mmengine formats the whole config for every checkpoint, which takes longer than a tiny training.
+    """
+    drawn = {'ensure_mini_coco': ensure_mini_coco(root, 8, 2), 'ensure_mini_ade': ensure_mini_ade(root, 8, 2)}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, mini_set in drawn.items():
+            patch.setattr(mini, name, lambda _, mini_set=mini_set: mini_set)
+        patch.setattr('yapf.yapflib.yapf_api.FormatCode', lambda text, **_: (text, True))
+        yield
 
 
 def tiny_config(name: str, folder: Path, **changes) -> Path:

@@ -1,7 +1,6 @@
 """Reading and writing of checkpoints: code in them is not run, and files are written completely or not at all."""
 
 import argparse
-import errno
 import hashlib
 import os
 import pickle
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 
 from mmplugin.errors import UserError
-from mmplugin.files import atomic_write
+from mmplugin.files import atomic_write, reason
 from mmplugin.text import printable
 
 from .untrusted import check_archive, check_content, pickle_globals
@@ -95,10 +94,7 @@ def write(path: str | Path, content: Mapping[str, Any], force: bool = False) -> 
             else:
                 torch.save(_compact(content), draft)
     except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError if it has no permission
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            reason = 'the disk is full'
-        raise _unwritable(path, reason) from error
+        raise _unwritable(path, reason(error) if isinstance(error, OSError) else str(error).splitlines()[0]) from error
 
 
 def _compact(content: Any) -> Any:
@@ -179,14 +175,14 @@ def _read_torch(path: Path, trust: bool) -> Mapping[str, Any]:
         forbidden = _forbidden(path, found)
         if not forbidden and not mapped:
             raise _damaged(path, error) from error
-        reason = printable(forbidden or _reason(error))
+        blocked = printable(forbidden or _blocked(error))
         raise UserError(
-            f'{path} refused: it contains {reason}, which could run code when loaded. '
+            f'{path} refused: it contains {blocked}, which could run code when loaded. '
             f'If you trust the source of the file, use --trust'
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile, OSError) as error:
-        if isinstance(error, PermissionError):
-            raise
+    except PermissionError:
+        raise
+    except Exception as error:  # torch's unpickler raises whatever the bytes of a damaged file provoke
         raise _damaged(path, error) from error
 
 
@@ -200,7 +196,7 @@ def _forbidden(path: Path, found: list[str]) -> str:
     return ', '.join(sorted({*found, *others} - allowed)) or ', '.join(found)
 
 
-def _reason(error: Exception) -> str:
+def _blocked(error: Exception) -> str:
     """Return torch's own reason: an archive whose checksums are right was blocked, not damaged."""
     lines = [line.strip() for line in str(error).splitlines() if 'WeightsUnpickler error' in line]
     return f'a forbidden operation ({lines[0].partition("error:")[2].strip()})' if lines else 'a forbidden operation'

@@ -1,8 +1,10 @@
 """Checks of a file from a stranger, before and after it is unpickled. Nothing in it is executed."""
 
+import io
 import pickletools
 import zipfile
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +44,16 @@ def check_archive(path: Path) -> None:
 
 
 def pickle_globals(path: Path, limit: int = 1 << 24) -> list[str]:
-    """Return the classes and functions that a bare pickle names, without loading it."""
+    """Return the classes and functions that a pickle names, without loading it.
+
+    Files of old versions of torch are several pickles, one after the other.
+    """
     with path.open('rb') as file:
-        data = file.read(limit)
-    names, strings = [], []
+        data = io.BytesIO(file.read(limit))
+    names: list[str] = []
+    strings: list[str] = []
     try:
-        for opcode, argument, _ in pickletools.genops(data):
+        for opcode, argument, _ in chain.from_iterable(iter(lambda: pickletools.genops(data), None)):
             if opcode.name in ('GLOBAL', 'INST'):
                 names.append(str(argument).replace(' ', '.'))
             elif opcode.name == 'STACK_GLOBAL' and len(strings) > 1:
@@ -60,10 +66,12 @@ def pickle_globals(path: Path, limit: int = 1 << 24) -> list[str]:
 
 
 def check_content(path: Path, content: Any) -> None:
-    """Refuse tensors without plain values, such as sparse ones, and tensors of a few bytes that claim 2^60 elements."""
+    """Refuse names that a terminal would obey, and tensors that hold no values, or a few bytes for 2^60 elements."""
     if not isinstance(content, Mapping):
         return  # the caller names the type that it expects
     for name, value in _walk(content):
+        if not name.isprintable():
+            raise UserError(f'{path} refused: the name {printable(name)!r} contains control characters')
         if isinstance(value, torch.Tensor) and (problem := _problem(value)):
             raise UserError(
                 f'{path} refused: {printable(name)} is {problem}; expected a dense tensor with its own values'

@@ -5,13 +5,20 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from mmengine.config import Config, DictAction
 
 from mmplugin.config_edits import is_segmentation
 from mmplugin.engine.config import load_config
 from mmplugin.errors import UserError
 
-LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
+# Launchers, and the environment variables that they set.
+LAUNCHERS = {
+    'none': (),
+    'pytorch': ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT'),
+    'slurm': ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_NODELIST'),
+    'mpi': ('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_LOCAL_RANK', 'OMPI_COMM_WORLD_SIZE', 'MASTER_ADDR'),
+}
 
 
 class CfgOptions(DictAction):
@@ -48,8 +55,14 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--tensorboard', action='store_true', help='also log to TensorBoard')
 
 
-def config_from(options: argparse.Namespace) -> Config:
-    """Load the config that the common arguments describe."""
+def config_from(options: argparse.Namespace, starts_from_weights: bool = True) -> Config:
+    """Load the config that the common arguments describe.
+
+    Args:
+        options: The parsed arguments.
+        starts_from_weights: Whether the backbone starts from the weights of its config, rather than a checkpoint.
+    """
+    _require_launcher(options.launcher)
     os.environ.setdefault('LOCAL_RANK', str(options.local_rank))
     cfg = load_config(
         options.config,
@@ -57,6 +70,7 @@ def config_from(options: argparse.Namespace) -> Config:
         data_root=options.data_root,
         classes=options.classes.split(',') if options.classes else None,
         cfg_options=options.cfg_options,
+        starts_from_weights=starts_from_weights and 'load_from' not in (options.cfg_options or {}),
     )
     name = Path(options.config).stem + ('-mini' if options.mini else '')
     cfg.work_dir = options.work_dir or cfg.get('work_dir') or f'work_dirs/{name}'
@@ -66,6 +80,19 @@ def config_from(options: argparse.Namespace) -> Config:
     if options.tensorboard:
         _add_tensorboard_(cfg)
     return cfg
+
+
+def _require_launcher(name: str) -> None:
+    """Raise a ``UserError`` if this process was not started by the launcher."""
+    missing = [variable for variable in LAUNCHERS[name] if variable not in os.environ]
+    if missing:
+        start = {'pytorch': 'torchrun --nproc-per-node=N', 'slurm': 'srun', 'mpi': 'mpirun'}[name]
+        raise UserError(
+            f'--launcher {name}: the environment lacks {", ".join(missing)}; start the command with {start}, or omit '
+            '--launcher to use one process'
+        )
+    if name in ('slurm', 'mpi') and not torch.cuda.is_available():
+        raise UserError(f'--launcher {name} requires GPUs, which torch does not see; use --launcher pytorch on CPUs')
 
 
 def _add_tensorboard_(cfg: Config) -> None:

@@ -17,6 +17,7 @@ def load_config(
     data_root: str | Path | None = None,
     classes: Sequence[str] | None = None,
     cfg_options: dict[str, Any] | None = None,
+    starts_from_weights: bool = True,
 ) -> Config:
     """Load a config and adapt it to a data set.
 
@@ -26,6 +27,7 @@ def load_config(
         data_root: Folder of the user's data; with ``mini``, folder of the built-in data set.
         classes: Class names of the user's data. Default: those in the annotations.
         cfg_options: Dotted keys and values, applied last.
+        starts_from_weights: Whether to say that weights of the config are missing; a checkpoint replaces them.
     """
     from mmplugin.engine import mini as mini_set
     from mmplugin.engine import own_data
@@ -43,7 +45,7 @@ def load_config(
     if mini:
         if classes:
             raise UserError('--mini has its own classes; use --classes with --data-root and without --mini')
-        mini_set.apply_(cfg, Path(data_root or 'data'))
+        mini_set.apply_(cfg, Path(data_root or 'data'), starts_from_weights)
     elif data_root:
         own_data.apply_(cfg, Path(data_root), classes)
     elif classes:

@@ -2,35 +2,40 @@
 
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from torch import nn
+from torch.utils.data import DataLoader
 
 from mmplugin.errors import UserError
 
 
 class ResumableEpochBasedTrainLoop(EpochBasedTrainLoop):
-    """mmengine's loop, but it can resume in the middle of an epoch; requires ``SeededSampler``."""
+    """mmengine's loop, but it can resume in the middle of an epoch.
+
+    The rest of the epoch equals that of an uninterrupted run if the sampler is a ``SeededSampler``.
+    """
 
     def run_epoch(self) -> None:
         """Train one epoch, or the rest of it."""
         self.runner.call_hook('before_train_epoch')
         self.runner.model.train()
         done = self._iter - self._epoch * len(self.dataloader)
-        if done:
-            _start_at(self, done * self.dataloader.batch_size)
-        if done < len(self.dataloader):
-            for index, batch in enumerate(self.dataloader, done):
-                self.run_iter(index, batch)
+        for index, batch in enumerate(_without_first(self.dataloader, done), done):
+            self.run_iter(index, batch)
         self.runner.call_hook('after_train_epoch')
         self._epoch += 1
 
 
-def _start_at(loop: EpochBasedTrainLoop | IterBasedTrainLoop, position: int) -> None:
-    sampler = loop.dataloader.sampler
-    if not hasattr(sampler, 'start_at'):
-        raise UserError(
-            f'{type(loop).__name__} cannot resume a {type(sampler).__name__}; '
-            "set train_dataloader.sampler to dict(type='SeededSampler', shuffle=True)"
-        )
-    sampler.start_at(position)
+def _without_first(loader: DataLoader, done: int) -> DataLoader:
+    """Return a loader of one pass without its first batches. Samplers that group images by shape are possible."""
+    if done == 0:
+        return loader
+    return DataLoader(
+        loader.dataset,
+        batch_sampler=list(loader.batch_sampler or ())[done:],
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        worker_init_fn=loader.worker_init_fn,
+    )
 
 
 class ResumableIterBasedTrainLoop(IterBasedTrainLoop):

@@ -20,11 +20,17 @@ OBJECT_WEIGHT = 4.0  # six of the ten classes are objects, but they cover a sixt
 ADE_SHORT_SIDE, MINI_SHORT_SIDE, MINI_LONG_SIDE = 512, 160, 768
 
 
-def apply_(cfg: Config, root: Path) -> None:
-    """Adapt any detection or Semantic FPN config of mmplugin."""
+def apply_(cfg: Config, root: Path, report_missing_weights: bool = True) -> None:
+    """Adapt any detection or Semantic FPN config of mmplugin.
+
+    Args:
+        cfg: The config.
+        root: Folder of the built-in data sets.
+        report_missing_weights: Say that the weights of the config are missing, if they are.
+    """
     segmentation = is_segmentation(cfg)
     (_segmentation_ if segmentation else _detection_)(cfg, root)
-    drop_missing_weights_(cfg)
+    drop_missing_weights_(cfg, report_missing_weights)
     if not cfg.model.backbone.get('init_cfg'):
         steps = SEGMENTATION_WARM_UP if segmentation else DETECTION_WARM_UP
         cfg.custom_hooks.append(dict(type='WarmStartHook', steps=steps))

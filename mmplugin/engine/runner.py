@@ -1,10 +1,12 @@
 """Build runners and models of mmdet and mmseg in one process."""
 
+import copy
 import io
 import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from mmengine.logging import MMLogger, print_log
 from mmengine.registry import MODELS, DefaultScope
-from mmengine.runner import CheckpointLoader, Runner
+from mmengine.runner import CheckpointLoader, EpochBasedTrainLoop, Runner
 from torch import distributed as dist
 from torch import nn
 from torch.utils.data import DataLoader
@@ -20,10 +22,12 @@ from torch.utils.data import DataLoader
 from mmplugin import stack
 from mmplugin.config_edits import detailed_evaluators, is_segmentation, replace_sync_norms_
 from mmplugin.engine import weights
-from mmplugin.engine.resume import check_resumable
+from mmplugin.engine.load_errors import name_files_in_errors_
+from mmplugin.engine.resume import check_optimizer, check_resumable
 from mmplugin.engine.strides import check_strides
 from mmplugin.errors import UserError
-from mmplugin.hooks.progress import only_warnings_on_terminal
+from mmplugin.hooks.progress import ProgressHook, only_warnings_on_terminal
+from mmplugin.hooks.stop_signal import leave_signals_to_parent
 
 
 @contextmanager
@@ -52,11 +56,19 @@ class CommandRunner(Runner):
 
     Attributes:
         load: Loads weights into the model; one of the functions of :mod:`mmplugin.engine.weights`.
-        fit: How the weights compared with the model, if they were allowed not to fit.
+        fit: How the weights that were loaded last compared with the model.
+        resumed_at_end: Whether the checkpoint to resume from was the last one of its training.
     """
 
     load = staticmethod(weights.load_for_finetuning)
     fit: weights.Fit | None = None
+    resumed_at_end = False
+
+    def close_progress(self) -> None:
+        """Close the progress bar, also after an error."""
+        for hook in self.hooks:
+            if isinstance(hook, ProgressHook):
+                hook.close()
 
     def load_checkpoint(self, filename: str, map_location: Any = 'cpu', **unused: Any) -> dict:
         """Load weights strictly, as far as the command wants it; return the whole checkpoint."""
@@ -65,16 +77,27 @@ class CommandRunner(Runner):
         load = weights.load_exactly if self._resume else self.load
         self.fit = load(weights.inner_model(self.model), weights.state_dict_of(checkpoint, filename), filename)
         self._has_loaded = True
+        if self._resume and 'optimizer' in checkpoint:
+            # The optimizer keeps these tensors; mapped ones would end with the file that they are mapped from.
+            checkpoint['optimizer'] = copy.deepcopy(checkpoint['optimizer'])
         return checkpoint
 
     def resume(self, filename: str, resume_optimizer: bool = True, **settings: Any) -> None:
         """Continue a training exactly, or refuse."""
         checkpoint = CheckpointLoader.load_checkpoint(filename, 'cpu')
-        if check_resumable(checkpoint, filename, self.max_iters) == self.max_iters:
-            print_log(f'{filename} is the end of this training: nothing is left to train.', 'current', logging.WARNING)
+        loop = self.train_loop
+        epoch_length = len(loop.dataloader) if isinstance(loop, EpochBasedTrainLoop) else None
+        self.resumed_at_end = check_resumable(checkpoint, filename, self.max_iters, epoch_length) == self.max_iters
+        saved, own = checkpoint.get('param_schedulers') or [], self.param_schedulers or []
+        if not isinstance(saved, type(own)) or len(saved) != len(own):
+            raise UserError(
+                f'--resume {filename}: its learning rate schedules do not fit this config, which has {len(own)}; to '
+                f'start a new training from its weights, use --cfg-options load_from={filename}'
+            )
         try:
             super().resume(filename, resume_optimizer, **settings)
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            check_optimizer(self.optim_wrapper.optimizer, filename)
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError, AssertionError) as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(
@@ -90,9 +113,12 @@ class CommandRunner(Runner):
 
     @staticmethod
     def build_dataloader(*args, **kwargs) -> DataLoader:
-        """Build a data loader without prints."""
+        """Build a data loader without prints, whose errors name the file, and whose workers leave signals to us."""
         with _prints_to_log():
-            return Runner.build_dataloader(*args, **kwargs)
+            loader = Runner.build_dataloader(*args, **kwargs)
+        name_files_in_errors_(loader.dataset)
+        loader.worker_init_fn = partial(leave_signals_to_parent, loader.worker_init_fn)
+        return loader
 
     def build_evaluator(self, evaluator: dict | list | Evaluator) -> Evaluator:
         """Build the metrics of a config, or what replaces them."""
@@ -102,8 +128,9 @@ class CommandRunner(Runner):
             return _QuietEvaluator(detailed_evaluators(evaluator))
 
 
-def prepare_(cfg: Config) -> None:
-    """Import what a config needs, and adapt it to the machine."""
+def prepare_(cfg: Config, trust: bool = False) -> None:
+    """Import what a config needs, adapt it to the machine, and read checkpoints safely unless they are trusted."""
+    weights.use_safe_loader(trust)
     stack.import_quietly('mmseg.models' if is_segmentation(cfg) else 'mmdet.models')
     gpu = torch.cuda.is_available()
     if not gpu:
@@ -144,8 +171,7 @@ def build_runner(cfg: Config, trust: bool = False) -> CommandRunner:
         cfg: The config, adapted in place.
         trust: Run the code that checkpoints may contain.
     """
-    prepare_(cfg)
-    weights.use_safe_loader(trust)
+    prepare_(cfg, trust)
     _init_gloo_(cfg)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', UserWarning)  # mmdet and mmseg emit many while they build

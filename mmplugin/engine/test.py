@@ -12,8 +12,10 @@ from rich.markup import escape
 
 from mmplugin import stack
 from mmplugin.config_edits import dicts, evaluator_list, is_segmentation
+from mmplugin.convert.checkpoint_io import check_target
 from mmplugin.data.splits import splits
 from mmplugin.engine.arguments import add_common_arguments, config_from
+from mmplugin.engine.work_dir import prepare_folder
 from mmplugin.errors import UserError
 from mmplugin.tables import show
 
@@ -76,9 +78,14 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         )
     if options.out and not options.out.endswith(('.pkl', '.pickle')):
         raise UserError(f'--out {options.out}: the name must end in .pkl or .pickle')
-    cfg = config_from(options)
+    if options.out:
+        check_target(options.out, force=True)
+    cfg = config_from(options, starts_from_weights=False)
     require_data(cfg)
-    cfg.load_from = options.checkpoint
+    prepare_folder(cfg.work_dir)
+    if options.show_dir:
+        prepare_folder(options.show_dir, '--show-dir')
+    cfg.load_from, cfg.resume = options.checkpoint, False
     cfg.model.backbone.init_cfg = None  # the checkpoint has all weights
     if options.fast_eval:
         use_fast_eval_(cfg)
@@ -97,11 +104,14 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
 
     runner = build_runner(cfg, options.trust)
     runner.load = weights.load_partially if options.allow_partial else weights.load_exactly
-    metrics = runner.test()
+    try:
+        metrics = runner.test()
+    finally:
+        runner.close_progress()
     if not is_main_process():
         return 0
     console = Console(highlight=False)
-    for problem in runner.fit.problems():
+    for problem in runner.fit.problems() if runner.fit else ():
         console.print(f'[bold]Not loaded:[/bold] {escape(problem)}', soft_wrap=True)
     show([headline(metrics), *details(runner.test_evaluator)], console)
     matrix = confusion_matrix(runner.test_evaluator)

@@ -1,25 +1,29 @@
 """The command ``train``: train a config, validate it and write a report."""
 
 import argparse
+import logging
 import os
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 from mmengine.config import Config
 from mmengine.dist import is_main_process
+from mmengine.logging import print_log
 from rich.console import Console
 from torch import nn
 
-from mmplugin.config_edits import require_weights
+from mmplugin.config_edits import require_weights, weights_of
 from mmplugin.engine.arguments import add_common_arguments, config_from
 from mmplugin.engine.resume import find_last_checkpoint
-from mmplugin.engine.work_dir import locked, prepare_work_dir, remove_drafts
+from mmplugin.engine.work_dir import locked, mark_start, prepare_folder, remove_drafts, saved_since_start
 from mmplugin.errors import UserError
+from mmplugin.files import reason
 
 CPU_AMP = 'AutocastOptimWrapper'
+INTACT = 'Training stopped; checkpoints that were saved before are intact. Continue with --resume'
 
 
 def parse(argv: Sequence[str] | None = None, prog: str | None = None) -> argparse.Namespace:
@@ -81,13 +85,7 @@ def checkpoint_bytes(model: nn.Module) -> int:
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Run the command; return 0."""
     options = parse(argv, prog)
-    cfg = config_from(options)
-    if restarted_by_torchrun() and options.resume is None and any(Path(cfg.work_dir).glob('*_*.pth')):
-        options.resume = 'auto'
-    if options.resume is not None:
-        set_resume_(cfg, options.resume)
-    elif cfg.get('load_from') is None:
-        require_weights(cfg)
+    cfg = config_from(options, starts_from_weights=options.resume is None)
     if options.amp:
         cuda = torch.cuda.is_available()
         cfg.optim_wrapper.update(dict(type='AmpOptimWrapper', loss_scale='dynamic') if cuda else dict(type=CPU_AMP))
@@ -99,13 +97,50 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
             )
         cfg.auto_scale_lr.enable = True
     if is_first_process():
-        prepare_work_dir(cfg.work_dir)
-        remove_drafts(cfg.work_dir)
-    with locked(cfg.work_dir) if is_first_process() else nullcontext():
+        prepare_folder(cfg.work_dir)
+    with locked(cfg.work_dir) if is_first_process() else nullcontext(), one_message(cfg.work_dir):
+        set_start_(cfg, options.resume)
         if not options.no_check and is_first_process():
             check_data(cfg)
         run(cfg, options)
     return 0
+
+
+def set_start_(cfg: Config, resume: str | None) -> None:
+    """Set what the training starts from: a checkpoint of this training, other weights, or those of the config."""
+    if is_first_process():
+        remove_drafts(cfg.work_dir)
+    if restarted_by_torchrun() and saved_since_start(cfg.work_dir):
+        resume = 'auto'
+    elif resume is None and cfg.get('resume'):
+        resume = cfg.get('load_from') or 'auto'
+    if resume is not None:
+        set_resume_(cfg, resume)
+    elif is_first_process() and not restarted_by_torchrun():
+        mark_start(cfg.work_dir)
+    if cfg.get('load_from') is None:
+        require_weights(cfg)
+    elif (path := weights_of(cfg)) and not path.is_file():
+        cfg.model.backbone.init_cfg = None  # the checkpoint has these weights, too
+
+
+@contextmanager
+def one_message(work_dir: str) -> Iterator[None]:
+    """Turn errors of files and of worker processes into one message."""
+    logging.raiseExceptions = False  # a log file on a full disk would print a traceback for every line
+    try:
+        yield
+    except OSError as error:
+        # An error from a worker process consists of a traceback, whose last line is the error.
+        text = reason(error) if error.errno else str(error).strip().rpartition('\n')[2]
+        raise UserError(f'{error.filename or work_dir}: {text}. {INTACT}') from error
+    except RuntimeError as error:
+        if 'DataLoader worker' not in str(error) or 'Traceback' in str(error):
+            raise
+        raise UserError(
+            f'a worker process of the data loader ended unexpectedly ({str(error).splitlines()[0]}), often because '
+            f'memory ran out; reduce the number of workers or the batch size. {INTACT}'
+        ) from error
 
 
 def run(cfg: Config, options: argparse.Namespace) -> None:
@@ -115,8 +150,15 @@ def run(cfg: Config, options: argparse.Namespace) -> None:
     started = time.perf_counter()
     runner = build_runner(cfg, options.trust)
     if is_main_process():
-        prepare_work_dir(cfg.work_dir, checkpoint_bytes(runner.model))
-    runner.train()
+        prepare_folder(cfg.work_dir, bytes_needed=checkpoint_bytes(runner.model))
+    try:
+        runner.train()
+        if runner.resumed_at_end:
+            print_log(f'{cfg.load_from} is the end of this training: it is only validated', 'current', logging.WARNING)
+            if runner.val_loop is not None:
+                runner.val()
+    finally:
+        runner.close_progress()
     if not options.no_report and is_main_process():
         from mmplugin.engine.html_report import write_report
 

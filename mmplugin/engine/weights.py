@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import CheckpointLoader
+from mmengine.runner import checkpoint as known
 from torch import Tensor, nn
 
 from mmplugin.convert import checkpoint_io, formats, sources
@@ -36,6 +37,7 @@ class Fit:
 
     @property
     def complete(self) -> bool:
+        """Whether every tensor fits."""
         return not (self.missing or self.unexpected or self.misshapen or self.not_finite)
 
     def problems(self) -> list[str]:
@@ -62,12 +64,24 @@ def use_safe_loader(trust: bool = False) -> None:
 
     def load(filename: str, map_location: Any = 'cpu') -> Mapping[str, Any]:
         content = checkpoint_io.read(local_path(_resolve(str(filename))), trust)
+        _check_names(content, filename)
         if isinstance(content, dict) and isinstance(content.get('meta'), dict):
             content['meta'].pop('config', None)  # Runner.resume would run it as Python code
+        if filename.startswith('mmcls://'):  # these files hold a whole classifier
+            content = known._process_mmcls_checkpoint(content)
         return _moved(content, map_location)
 
     for prefix in list(CheckpointLoader._schemes):
         CheckpointLoader.register_scheme(prefixes=prefix, loader=load, force=True)
+
+
+def _check_names(content: Any, path: str) -> None:
+    """Refuse what mmengine does not expect: no dict, or names that are not text."""
+    found = content.get('state_dict', content) if isinstance(content, Mapping) else content
+    if not isinstance(found, Mapping):
+        raise UserError(f'{path} holds a {type(found).__name__} where a dict of tensors is expected')
+    if strange := [key for key in found if not isinstance(key, str)]:
+        raise UserError(f'{path}: {len(strange)} names of tensors are not text ({printable(some(strange))})')
 
 
 def _resolve(name: str) -> str:
@@ -75,8 +89,6 @@ def _resolve(name: str) -> str:
     scheme, found, model = name.partition('://')
     if not found or scheme in ('http', 'https'):
         return name
-    from mmengine.runner import checkpoint as known
-
     tables = {
         'torchvision': known.get_torchvision_models,
         'modelzoo': known.get_torchvision_models,
@@ -105,17 +117,17 @@ def _moved(content: Any, map_location: Any) -> Any:
 
 def inner_model(model: nn.Module) -> nn.Module:
     """The model inside wrappers for several processes and for test-time augmentation."""
-    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-        model = model.module
-    return model
+    inner: Any = model
+    while is_model_wrapper(inner) or isinstance(inner, BaseTTAModel):
+        inner = inner.module
+    return inner
 
 
 def state_dict_of(checkpoint: Any, path: str | Path) -> dict[str, Tensor]:
     """The weights in a checkpoint, without the prefix of a distributed wrapper."""
-    found = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, Mapping) else checkpoint
-    if not isinstance(found, Mapping):
-        raise UserError(f'{path} holds a {type(found).__name__} where a dict of tensors is expected')
-    strange = [key for key, value in found.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
+    _check_names(checkpoint, str(path))
+    found = checkpoint.get('state_dict', checkpoint)
+    strange = [key for key, value in found.items() if not isinstance(value, Tensor)]
     if strange:
         raise UserError(
             f'{path} is not a checkpoint of a model: {len(strange)} entries are not tensors '
@@ -128,14 +140,15 @@ def compare(model: nn.Module, weights: Mapping[str, Tensor]) -> Fit:
     """Compare names and shapes, then look for NaN in what has the right shape."""
     own = model.state_dict()
     common = [key for key in own if key in weights]
-    same = [key for key in common if own[key].shape == weights[key].shape]
+    same = [key for key in common if _alike(own[key], weights[key])]
     return Fit(
-        missing=[key for key in own if key not in weights],
+        # Files of old versions of torch do not have the counters of batch norm, which nothing uses.
+        missing=[key for key in own if key not in weights and not key.endswith('num_batches_tracked')],
         unexpected=[key for key in weights if key not in own],
         misshapen=[
             f'{key} is {_size(weights[key])}, the model needs {_size(own[key])}'
             for key in common
-            if own[key].shape != weights[key].shape
+            if not _alike(own[key], weights[key])
         ],
         not_finite=[key for key in same if not _finite(weights[key])],
         count=len(own),
@@ -157,7 +170,7 @@ def load_partially(model: nn.Module, weights: Mapping[str, Tensor], path: str | 
     if fit.not_finite:
         raise UserError(_refusal(path, fit, weights))
     own = model.state_dict()
-    fitting = {key: value for key, value in weights.items() if key in own and own[key].shape == value.shape}
+    fitting = {key: value for key, value in weights.items() if key in own and _alike(own[key], value)}
     if not fitting:
         raise UserError(_refusal(path, fit, weights))
     model.load_state_dict(fitting, strict=False)
@@ -206,8 +219,14 @@ def _classes(weights: Mapping[str, Tensor]) -> int | None:
     return None
 
 
+def _alike(one: Tensor, other: Tensor) -> bool:
+    """Whether shapes are equal, and both hold real numbers, or both hold whole numbers."""
+    return one.shape == other.shape and one.is_floating_point() == other.is_floating_point()
+
+
 def _size(tensor: Tensor) -> str:
-    return 'x'.join(map(str, tensor.shape)) or 'a scalar'
+    size = 'x'.join(map(str, tensor.shape)) or 'a scalar'
+    return size if tensor.is_floating_point() else f'{size} of {str(tensor.dtype).removeprefix("torch.")}'
 
 
 def _finite(tensor: Tensor) -> bool:

@@ -31,16 +31,19 @@ class FiniteLossHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Mapping | None = None
     ) -> None:
+        """Note whether the losses are finite, and read what was noted if it costs nothing, or is due."""
         losses = [value.detach() for value in (outputs or {}).values() if isinstance(value, Tensor)]
         finite = torch.stack([torch.isfinite(value).all() for value in losses]).all() if losses else torch.tensor(True)
         self._pending.append((runner.iter + 1, finite, image_paths(data_batch)))
-        if finite.device.type == 'cpu' or len(self._pending) >= self.interval:
+        if not _takes_time(finite) or len(self._pending) >= self.interval:
             self._check(runner)
 
     def after_train_epoch(self, runner: Runner) -> None:
+        """Read the last losses of an epoch."""
         self._check(runner)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Refuse to save weights that are not finite."""
         self._check(runner)
         broken = [
             name
@@ -64,6 +67,11 @@ class FiniteLossHook(Hook):
 
 
 ADVICE = 'Lower the learning rate (--cfg-options optim_wrapper.optimizer.lr=...), or check these images with check-data'
+
+
+def _takes_time(value: Tensor) -> bool:
+    """Whether reading a value waits for another device."""
+    return value.device.type != 'cpu'
 
 
 def image_paths(data_batch: Any) -> list[str]:

@@ -63,7 +63,7 @@ class ProgressHook(Hook):
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Show the headline numbers, and go back to the training."""
-        self._close()
+        self.close()
         text = summary(metrics or {})
         if is_main_process() and text:
             self.console.print(f'val {text}')
@@ -82,17 +82,23 @@ class ProgressHook(Hook):
 
     def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Close the bar."""
-        self._close()
+        self.close()
 
     def after_run(self, runner: Runner) -> None:
         """Close the bar."""
-        self._close()
+        self.close()
+
+    def close(self) -> None:
+        """Close the bar, which shows the cursor of the terminal again."""
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
 
     def _mean(self, runner: Runner, name: str) -> float:
         return float(runner.message_hub.get_scalar(name).mean(self.window))
 
     def _open(self, name: str, total: int, done: int) -> None:
-        self._close()
+        self.close()
         if not is_main_process() or not sys.stderr.isatty():
             return
         text = TextColumn('{task.fields[text]}')
@@ -100,11 +106,6 @@ class ProgressHook(Hook):
         self.bar = Progress(*columns, console=self.console, transient=True)
         self.bar.start()
         self.task = self.bar.add_task(name, total=total, completed=done, text='')
-
-    def _close(self) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-            self.bar = None
 
     def _show(self, runner: Runner, mode: str, done: int, total: int, text: str = '') -> None:
         if not is_main_process():

@@ -1,7 +1,10 @@
 """StopSignalHook: SIGTERM and Ctrl-C end a training with a checkpoint that continues exactly where it stopped."""
 
+import os
 import signal
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -14,12 +17,14 @@ from rich.console import Console
 
 INTERRUPTED = 'interrupted.pth'
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+REPEATED_WITHIN = 3.0  # seconds in which torchrun and schedulers send a signal again that a process already has
 
 
 class StopSignalHook(Hook):
     """Finish the current iteration after SIGTERM or Ctrl-C, save ``interrupted.pth`` and exit with 143 or 130.
 
-    A second Ctrl-C stops at once. With several processes, all of them agree on the iteration to stop after.
+    A second signal acts at once, without a checkpoint. With several processes, all of them agree on the iteration to
+    stop after. A signal that the parent process set to be ignored, as ``nohup`` does, stays ignored.
 
     Args:
         interval: Iterations between two agreements of several processes.
@@ -30,15 +35,22 @@ class StopSignalHook(Hook):
     def __init__(self, interval: int = 10):
         self.interval = interval
         self._received: signal.Signals | None = None
+        self._received_at = 0.0
         self._previous: dict[signal.Signals, Any] = {}
+        self._process = os.getpid()
+        self._launched = False
 
     def before_train(self, runner: Runner) -> None:
+        """Take over the signals."""
+        self._process, self._launched = os.getpid(), runner.launcher != 'none'
         if threading.current_thread() is not threading.main_thread():
             return  # Python delivers signals to the main thread only; there, somebody else decides
         for number in EXIT_CODES:
-            self._previous[number] = signal.signal(number, self._note)
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._note)
 
     def after_train(self, runner: Runner) -> None:
+        """Give the signals back, and remove the checkpoint of an interruption that is over."""
         self._restore()
         if is_main_process():
             _checkpoint_path(runner).unlink(missing_ok=True)  # the run is complete: nothing to continue
@@ -46,36 +58,44 @@ class StopSignalHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
-        if self._agreed(runner.iter):
-            self._stop(runner, iteration=runner.iter + 1)
+        """Stop if a signal was received."""
+        if received := self._agreed(runner.iter):
+            self._stop(runner, received, iteration=runner.iter + 1)
 
     def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        if self._previous and self._agreed(batch_idx):
-            self._stop(runner, iteration=runner.iter)
+        """Stop if a signal was received; the validation is lost."""
+        loader = runner.val_dataloader
+        common = len(loader.dataset) // get_world_size() // (loader.batch_size or 1)  # batches that every process has
+        everywhere = get_world_size() == 1 or batch_idx < common
+        if self._previous and everywhere and (received := self._agreed(batch_idx)):
+            self._stop(runner, received, iteration=runner.iter)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._received = signal.Signals(number)
-        self._restore()  # a second signal acts at once
+        if os.getpid() != self._process:
+            return  # a worker of the data loader, forked with this handler: its parent decides
+        if self._received is None:
+            self._received, self._received_at = signal.Signals(number), time.monotonic()
+        elif not (self._launched and time.monotonic() - self._received_at < REPEATED_WITHIN):
+            self._restore()
+            os.kill(os.getpid(), number)
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _agreed(self, step: int) -> bool:
+    def _agreed(self, step: int) -> signal.Signals | None:
+        """Return the signal that any process has received."""
         if get_world_size() == 1:
-            return self._received is not None
+            return self._received
         if step % self.interval:
-            return False
+            return None
         received = torch.tensor(0 if self._received is None else int(self._received))
         if torch.distributed.get_backend() == 'nccl':
             received = received.cuda()
         all_reduce(received, 'max')
-        if received.item():
-            self._received = signal.Signals(int(received.item()))
-        return self._received is not None
+        return signal.Signals(int(received.item())) if received.item() else None
 
-    def _stop(self, runner: Runner, iteration: int) -> None:
-        self._restore()
+    def _stop(self, runner: Runner, received: signal.Signals, iteration: int) -> None:
         runner.save_checkpoint(
             runner.work_dir,
             INTERRUPTED,
@@ -84,12 +104,23 @@ class StopSignalHook(Hook):
         )
         if is_main_process():
             Console(stderr=True, highlight=False).print(
-                f'{self._received.name}: stopped after iteration {iteration} of {runner.max_iters}, saved '
+                f'{received.name}: stopped after iteration {iteration} of {runner.max_iters}, saved '
                 f'{_checkpoint_path(runner)}. Continue with --resume.',
                 soft_wrap=True,
             )
-        raise SystemExit(EXIT_CODES[self._received])
+        raise SystemExit(EXIT_CODES[received])
 
 
 def _checkpoint_path(runner: Runner) -> Path:
     return Path(runner.work_dir) / INTERRUPTED
+
+
+def leave_signals_to_parent(init: Callable[[int], None] | None, worker: int) -> None:
+    """Initialize a worker of a data loader so that signals to the whole process group do not end it.
+
+    The training stops by itself, after an iteration for which it needs its workers. It ends them when it exits.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    if init is not None:
+        init(worker)

@@ -1,0 +1,163 @@
+"""No file that a stranger wrote runs code, takes memory or ends in a traceback, whichever way it comes in."""
+
+import ast
+import copy
+import resource
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from faults.conftest import Tiny
+from faults.hostile_files import CALLS, DAMAGED, DAMAGED_SAFETENSORS, PACKINGS, with_code
+from mmengine.registry import MODELS
+from mmengine.runner import CheckpointLoader
+from mmengine.runner.checkpoint import load_checkpoint
+
+import mmplugin
+from mmplugin import stack
+from mmplugin.cli import main
+from mmplugin.convert import command as convert
+from mmplugin.engine.weights import use_safe_loader
+from mmplugin.errors import UserError
+
+FRAMEWORK = {'ResNet', 'load_checkpoint'}  # ways in that load what fits, as mmengine does
+
+
+def _backbone(tiny: Tiny, path: Path, folder: Path) -> None:
+    init = dict(type='Pretrained', checkpoint=str(path))
+    MODELS.build(dict(type='EfficientViTMSRA', arch='m0', init_cfg=init)).init_weights()
+
+
+def _resnet(tiny: Tiny, path: Path, folder: Path) -> None:
+    use_safe_loader()
+    init = dict(type='Pretrained', checkpoint=str(path))
+    stack.import_quietly('mmdet.models').ResNet(18, base_channels=8, init_cfg=init).init_weights()
+
+
+def _load_checkpoint(tiny: Tiny, path: Path, folder: Path) -> None:
+    use_safe_loader()
+    load_checkpoint(torch.nn.Linear(2, 2), str(path))
+
+
+# All ways in. A new one also has to be added to READERS below.
+WAYS: dict[str, Callable[[Tiny, Path, Path], object]] = {
+    'convert': lambda tiny, path, folder: convert.main([str(path), str(folder / 'out.pth'), '--force']),
+    'test': lambda tiny, path, folder: tiny.test(folder, path),
+    'test --allow-partial': lambda tiny, path, folder: tiny.test(folder, path, '--allow-partial'),
+    'train --resume': lambda tiny, path, folder: tiny.train(folder, '--resume', path),
+    'load_from': lambda tiny, path, folder: tiny.train(folder, '--cfg-options', f'load_from={path}'),
+    'init_cfg': _backbone,
+    'ResNet': _resnet,  # of mmdet, through mmengine's own initialization
+    'load_checkpoint': _load_checkpoint,  # mmengine's own function
+}
+
+
+@pytest.mark.parametrize('way', WAYS)
+def test_code_in_a_checkpoint_is_named_and_never_runs(way: str, tiny: Tiny, tmp_path: Path):
+    for call in CALLS:
+        for packing in PACKINGS:
+            canary, path = tmp_path / 'canary', tmp_path / f'{call}_{packing}.pth'
+            with_code(call, packing, path, canary)
+            with pytest.raises(UserError, match=rf'{path.name}.* refused: it contains .* could run code') as error:
+                WAYS[way](tiny, path, tmp_path)
+            assert not canary.exists(), path
+            assert '--trust' in str(error.value)
+
+
+@pytest.mark.parametrize('way', WAYS)
+def test_damaged_files_are_one_message(way: str, tiny: Tiny, tmp_path: Path):
+    files = [(name, 'pth', write) for name, write in DAMAGED.items()]
+    files += [(name, 'safetensors', write) for name, write in DAMAGED_SAFETENSORS.items()]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for name, suffix, write in files:
+        path = tmp_path / f'{name}.{suffix}'
+        write(path)
+        try:
+            WAYS[way](tiny, path, tmp_path)
+        except UserError as error:
+            message = str(error)
+        else:
+            message = path.name
+            assert way in FRAMEWORK, f'{name} was accepted'
+            assert name in ('no_weights', 'nothing', 'text_value'), f'{name} was accepted'
+        assert path.name in message
+        assert message.isprintable(), name
+    assert not (tmp_path.parent / 'escaped.txt').exists()
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    assert grown < 400, f'{grown:.0f} MB'
+
+
+def test_a_config_in_a_checkpoint_is_not_run(tiny: Tiny, tmp_path: Path):
+    """mmengine's ``Runner.resume`` runs ``meta['config']`` as Python code."""
+    content = tiny.content()
+    content['meta']['config'] = f'import os\nos.mkdir({str(tmp_path / "canary")!r})\n'
+    torch.save(content, tmp_path / 'code.pth')
+    tiny.train(tmp_path / 'work', '--resume', tmp_path / 'code.pth')
+    assert tiny.runner.iter == 2
+    assert not (tmp_path / 'canary').exists()
+
+
+def test_trust_is_the_only_way_to_run_code(tiny: Tiny, tmp_path: Path):
+    path = tmp_path / 'mine.pth'
+    with_code('mkdir', 'zip', path, tmp_path / 'canary')
+    with pytest.raises(UserError, match='does not fit this model'):
+        tiny.test(tmp_path, path, '--trust')
+    assert (tmp_path / 'canary').exists()
+
+
+def test_the_command_line_prints_no_control_characters(tmp_path: Path, capsys: pytest.CaptureFixture):
+    DAMAGED['escape_codes'](tmp_path / 'a.pth')
+    assert main(['convert', str(tmp_path / 'a.pth'), str(tmp_path / 'b.pth')]) == 2
+    said = capsys.readouterr().err
+    assert 'red' in said
+    assert '\x1b' not in said
+    assert '\x07' not in said
+
+
+@pytest.mark.parametrize('name', ['torchvision://resnet9', 's3://bucket/a.pth', 'mmcls://none', 'petrel://a.pth'])
+def test_unknown_addresses_are_a_user_error(name: str):
+    use_safe_loader()
+    with pytest.raises((UserError, ImportError), match=r'cannot open this address|not supported|torchvision'):
+        CheckpointLoader.load_checkpoint(name)
+
+
+def test_every_scheme_of_mmengine_uses_the_restricted_reader(monkeypatch: pytest.MonkeyPatch):
+    stack.import_quietly('mmdet.models')
+    stack.import_quietly('mmseg.models')
+    monkeypatch.setattr(CheckpointLoader, '_schemes', copy.copy(CheckpointLoader._schemes))
+    use_safe_loader()
+    assert len({id(loader) for loader in CheckpointLoader._schemes.values()}) == 1
+    assert '' in CheckpointLoader._schemes
+
+
+# Every call in the package that could read a pickle, a checkpoint or code: file, and what it calls.
+READERS = {
+    ('convert/checkpoint_io.py', 'safetensors.safe_open'),
+    ('convert/checkpoint_io.py', 'torch.load'),  # restricted, unless --trust
+    ('engine/runner.py', 'CheckpointLoader.load_checkpoint'),  # replaced by use_safe_loader
+}
+NAMES = {
+    'load', 'loads', 'load_file', 'load_checkpoint', 'safe_open', 'load_url', 'load_state_dict_from_url', 'Unpickler',
+    'load_from_local', '_load_checkpoint', 'fromstring', 'from_pretrained', 'hf_hub_download',
+}  # fmt: skip
+BUILTINS = {'eval', 'exec', '__import__', 'compile'}
+HARMLESS = {'json.load', 'json.loads'}
+
+
+def _reading_calls() -> set[tuple[str, str]]:
+    root = Path(mmplugin.__file__).parent
+    found = set()
+    for path in root.rglob('*.py'):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                name = ast.unparse(node.func)
+                known = name.rpartition('.')[2] in NAMES or name in BUILTINS
+                if known and name not in HARMLESS:
+                    found.add((path.relative_to(root).as_posix(), name))
+    return found
+
+
+def test_there_is_no_other_way_in():
+    assert _reading_calls() - READERS == set(), 'read the file with checkpoint_io.read, and add the way in to WAYS'
+    assert READERS - _reading_calls() == set(), 'remove it from READERS'
