@@ -25,7 +25,7 @@ def integers(values: Any, least: int, count: int | None = None) -> bool:
     """Return whether ``values`` are ``count`` integers (None: one or more), each of ``least`` or more."""
     if not isinstance(values, list | tuple) or not values or count not in (None, len(values)):
         return False
-    return all(isinstance(value, Integral) and not isinstance(value, bool) and value >= least for value in values)
+    return all(isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least for value in values)
 
 
 class Stage(nn.Module):
