@@ -4,6 +4,7 @@ VENV := .venv
 VENV_STOCK := .venv-stock
 VENV_DOCS := .venv-docs
 PYTEST := python -m pytest -q
+QUICK := -m "not slow and not faults and not gpu"
 COVERAGE := --cov --cov-report=term
 WORK := work_dirs/demo
 # The CUDA tests run in the active environment where it has torch, which is how a GPU machine is usually set up.
@@ -43,7 +44,7 @@ demo-seg: setup  ## train and evaluate Semantic FPN on the built-in mini set
 	@echo "The report: $(CURDIR)/$(WORK)/segmentation/report.html"
 
 test: setup  ## run the tests, except the slow and fault tests, and print the coverage
-	$(VENV)/bin/$(PYTEST) -m "not slow and not faults" $(COVERAGE)
+	$(VENV)/bin/$(PYTEST) $(QUICK) $(COVERAGE)
 
 test-all: setup  ## run all tests, the slow ones too
 	$(VENV)/bin/$(PYTEST)
@@ -53,13 +54,13 @@ test-faults: setup  ## run the fault tests: 50 kills, signals, full disks, lost 
 
 test-stock:  ## run the tests with OpenMMLab's own last releases, in .venv-stock
 	$(call setup_env,$(VENV_STOCK),constraints-stock.txt)
-	$(VENV_STOCK)/bin/$(PYTEST) -m "not slow and not faults"
+	$(VENV_STOCK)/bin/$(PYTEST) $(QUICK)
 
 test-gpu:  ## run the CUDA tests in the active environment; without a GPU they are skipped
 	$(GPU_PYTHON) -m pytest -q -m gpu tests/gpu
 
 coverage: setup  ## run the tests with branch coverage and write htmlcov/index.html
-	$(VENV)/bin/$(PYTEST) -m "not slow and not faults" --cov --cov-branch --cov-report=term --cov-report=html
+	$(VENV)/bin/$(PYTEST) $(QUICK) --cov --cov-branch --cov-report=term --cov-report=html
 
 lint: setup  ## check style, format and types (ruff, mypy)
 	$(VENV)/bin/python -m ruff check .
