@@ -1,5 +1,6 @@
 """Attention bias that depends on the offset between query and key, at any map size."""
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import wraps
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from .torch_internals import cache_key, without_modes
 
 MAX_CACHED_CONSTANTS = 256
+# Threads may share a module. One lock for all modules, because a lock cannot be copied or pickled with its module.
+_CACHE_LOCK = threading.Lock()
 
 
 def cached_constant(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -25,16 +28,16 @@ def cached_constant(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def call(*args) -> Tensor:
         if torch.compiler.is_dynamo_compiling():
             return function(*args)
-        if args not in cache:
+        matrix = cache.get(args)
+        if matrix is None:
             # Neither fake tensors nor inference tensors, which would break a later training step.
             with without_modes(), torch.inference_mode(False):
                 matrix = function(*args)
-            if type(matrix) is not Tensor:
-                return matrix
-            if len(cache) >= MAX_CACHED_CONSTANTS:
-                cache.clear()
-            cache[args] = matrix
-        return cache[args]
+            if type(matrix) is Tensor:
+                if len(cache) >= MAX_CACHED_CONSTANTS:
+                    cache.clear()
+                cache[args] = matrix
+        return matrix
 
     return call
 
@@ -87,7 +90,8 @@ class OffsetBias(nn.Module):
 
     def train(self, mode: bool = True) -> 'OffsetBias':
         """Set the mode and clear the cache: mmengine's EMAHook writes through ``.data`` before it calls ``eval()``."""
-        self._cache.clear()
+        with _CACHE_LOCK:
+            self._cache.clear()
         return super().train(mode)
 
     def extra_repr(self) -> str:
@@ -122,10 +126,12 @@ class OffsetBias(nn.Module):
         place = (compute.__name__, height, width, table.device, table.dtype, mode)
         entry, key = self._cache.get(place), cache_key(table)
         if entry is None or entry[0] != key:
-            entry = self._cache[place] = (key, compute(height, width), table.detach())
-        self._cache.move_to_end(place)
-        if len(self._cache) > self.max_cached_sizes:
-            self._cache.popitem(last=False)
+            entry = (key, compute(height, width), table.detach())
+        with _CACHE_LOCK:
+            self._cache[place] = entry
+            self._cache.move_to_end(place)
+            if len(self._cache) > self.max_cached_sizes:
+                self._cache.popitem(last=False)
         return entry[1]
 
     def _offsets(self, height: int, width: int) -> Tensor:

@@ -77,7 +77,8 @@ class FastConv2d(nn.Conv2d):
 
     def _prepacked_weight(self, input_shape: torch.Size) -> Tensor:
         key = torch_internals.cache_key(self.weight)
-        if self._prepacked is None or self._prepacked[0] != key:
+        entry = self._prepacked  # another thread may replace it
+        if entry is None or entry[0] != key:
             packed = torch_internals.prepack(self.weight, self, input_shape)
-            self._prepacked = key, packed, self.weight.detach()
-        return self._prepacked[1]
+            entry = self._prepacked = key, packed, self.weight.detach()
+        return entry[1]
