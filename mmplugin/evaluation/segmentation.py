@@ -74,7 +74,8 @@ class SegmentationMetric(IoUMetric):
         self, pred_label: Tensor, label: Tensor, num_classes: int, ignore_index: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the confusion matrix and the boundary overlaps of an image in place of its areas."""
-        prediction, target = pred_label.cpu().numpy(), label.cpu().numpy()
+        # IoUMetric removes the sides of length 1.
+        prediction, target = (np.atleast_2d(labels.cpu().numpy()) for labels in (pred_label, label))
         valid = target != ignore_index
         matrix = confusion(target[valid], prediction[valid], num_classes)
         if not self.boundary_iou:
