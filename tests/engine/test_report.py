@@ -15,8 +15,8 @@ from tiny_training import IMPORT_FIRST, ROOT, run_training, tiny_config
 
 from mmplugin import stack
 from mmplugin.engine import test
-from mmplugin.engine.resume import find_last_checkpoint
 from mmplugin.engine.curves import read_scalars
+from mmplugin.engine.resume import find_last_checkpoint
 
 pytestmark = pytest.mark.usefixtures('tiny_sets')
 

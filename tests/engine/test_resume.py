@@ -12,8 +12,8 @@ import torch
 from mmengine.config import Config
 from tiny_training import NO_FORMATTING, ROOT, last_weights, run_training, tiny_config, write
 
-from mmplugin.engine.resume import find_last_checkpoint
 from mmplugin.engine.curves import read_scalars
+from mmplugin.engine.resume import find_last_checkpoint
 
 pytestmark = pytest.mark.usefixtures('tiny_sets')
 
