@@ -1,0 +1,45 @@
+"""A file that cannot be loaded in the middle of an epoch ends in one message with its path."""
+
+from pathlib import Path
+
+import pytest
+from mmengine.dataset import BaseDataset
+from torch.utils.data import DataLoader
+
+from mmplugin.engine.load_errors import name_files_in_errors_
+from mmplugin.errors import UserError, message_of
+
+
+class LoadFailing:
+    """A transform that fails as decoders do for a damaged file."""
+
+    def __init__(self, error: Exception):
+        self.error = error
+
+    def __call__(self, results: dict) -> dict:
+        if results['sample_idx'] == 1:
+            raise self.error
+        return {'value': results['sample_idx']}
+
+
+class Samples(BaseDataset):
+    """Three samples that name their images."""
+
+    def load_data_list(self) -> list[dict]:
+        """Return the samples."""
+        return [{'img_path': f'{i}.jpg', 'seg_map_path': None} for i in range(3)]
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+@pytest.mark.parametrize('error', [OSError('truncated'), AttributeError("'NoneType' object has no attribute 'shape'")])
+def test_an_unreadable_image_is_one_message_with_its_path(error: Exception, workers: int, tmp_path: Path):
+    dataset = Samples(pipeline=[LoadFailing(error)])
+    name_files_in_errors_(dataset)
+    with pytest.raises(UserError) as caught:
+        list(
+            DataLoader(dataset, batch_size=1, num_workers=workers, multiprocessing_context='fork' if workers else None)
+        )
+    message = message_of(caught.value)
+    assert message.startswith('1.jpg cannot be loaded (')
+    assert 'Traceback' not in message
+    assert '\n' not in message
