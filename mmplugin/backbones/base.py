@@ -115,22 +115,22 @@ class DenseBackbone(nn.Module):
     @classmethod
     def _settings(cls, arch: str | dict) -> dict[str, Any]:
         if isinstance(arch, dict):
-            keys = set(next(iter(cls.ARCHS.values()))) - {'drop_path_rate'}
-            missing, unknown = keys - set(arch), set(arch) - keys - {'drop_path_rate'}
-            if missing or unknown:
-                raise UserError(
-                    f'{cls.__name__}: arch as a dict lacks [{_listed(sorted(missing))}] and has the unknown keys '
-                    f'[{_listed(sorted(map(str, unknown)))}]; it needs {_listed(sorted(keys))}'
-                )
-            cls._check_arch(arch)
+            cls.check_arch(arch)
             return copy.deepcopy(dict(arch))
         if not isinstance(arch, str) or arch not in cls.ARCHS:
             raise UserError(f'{cls.__name__} has no arch {arch!r}; allowed: {_listed(cls.ARCHS)}, or a dict')
         return cls.ARCHS[arch]
 
     @classmethod
-    def _check_arch(cls, arch: dict[str, Any]) -> None:
-        """Refuse values that cannot be built; each family adds the rules for its own keys."""
+    def check_arch(cls, arch: dict[str, Any]) -> None:
+        """Refuse keys and values that cannot be built; each family adds the rules for its own keys."""
+        keys = set(next(iter(cls.ARCHS.values()))) - {'drop_path_rate'}
+        missing, unknown = keys - set(arch), set(arch) - keys - {'drop_path_rate'}
+        if missing or unknown:
+            raise UserError(
+                f'{cls.__name__}: arch as a dict lacks [{_listed(sorted(missing))}] and has the unknown keys '
+                f'[{_listed(sorted(map(str, unknown)))}]; it needs {_listed(sorted(keys))}'
+            )
         stages = len(cls.STRIDES)
         for key, least in (('widths', 2), ('depths', 0)):
             valid = integers(arch[key], least, stages)
@@ -156,7 +156,7 @@ class DenseBackbone(nn.Module):
     @staticmethod
     def check_choice(name: str, value: Any, allowed: Iterable) -> None:
         """Refuse a value that is not allowed."""
-        if value not in allowed:
+        if value not in list(allowed):  # a list, because the value may not be hashable
             raise UserError(f'{name} is {value!r}; allowed: {_listed(allowed)}')
 
     @staticmethod

@@ -240,8 +240,9 @@ class EfficientFormer(DenseBackbone):
         self.finish(Stem(in_channels, widths[0]), stages, nn.ModuleDict(norms))
 
     @classmethod
-    def _check_arch(cls, arch: dict) -> None:
-        super()._check_arch(arch)
+    def check_arch(cls, arch: dict) -> None:
+        """Refuse keys and values that cannot be built."""
+        super().check_arch(arch)
         blocks, last = arch['attention_blocks'], arch['depths'][-1]
         valid = integers([blocks], 0) and blocks <= last
         cls._require(valid, arch, 'attention_blocks', f'0 to {last}, the depth of the last stage')

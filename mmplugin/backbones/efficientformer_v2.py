@@ -272,8 +272,9 @@ class EfficientFormerV2(DenseBackbone):
         self.finish(Stem(in_channels, widths[0]), stages)
 
     @classmethod
-    def _check_arch(cls, arch: dict) -> None:
-        super()._check_arch(arch)
+    def check_arch(cls, arch: dict) -> None:
+        """Refuse keys and values that cannot be built."""
+        super().check_arch(arch)
         cls._require(integers([arch['attention_blocks']], 0), arch, 'attention_blocks', 'an integer of 0 or more')
         ratios, depths = arch['ratios'], arch['depths']
         valid = isinstance(ratios, list | tuple) and len(ratios) == len(depths)

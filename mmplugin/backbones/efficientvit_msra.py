@@ -282,8 +282,9 @@ class EfficientViTMSRA(DenseBackbone):
         self.finish(Stem(in_channels, widths[0]), stages)
 
     @classmethod
-    def _check_arch(cls, arch: dict) -> None:
-        super()._check_arch(arch)
+    def check_arch(cls, arch: dict) -> None:
+        """Refuse keys and values that cannot be built."""
+        super().check_arch(arch)
         widths, heads, kernels = arch['widths'], arch['heads'], arch['kernels']
         cls._require(widths[0] >= 8, arch, 'widths', '8 or more for the first stage, whose stem starts with an eighth')
         valid = integers(heads, 1, len(widths)) and not any(w % n for w, n in zip(widths, heads, strict=True))

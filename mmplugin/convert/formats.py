@@ -154,7 +154,10 @@ def recognize(weights: Mapping[str, Tensor], arch: str | dict | None = None) -> 
     # The authors' classification and dense files share nearly all keys.
     if form.origin == ORIGINAL and any(re.match(r'norm[0246]\.|.*\.attention_biases_seg$', key) for key in weights):
         form = get(DENSE, form.family)
-    if isinstance(arch, dict):
+    if isinstance(arch, dict):  # it may come from the file
+        FAMILIES[form.family].check_arch(arch)
+        if sum(arch['depths']) > len(weights):
+            raise UserError(f'{sum(arch["depths"])} blocks in arch, but only {len(weights)} tensors: another network')
         return Recognized(form, arch, *_arguments(weights, form, arch))
     if similarity < 0.2:
         known = '; '.join(f'{backbone.__name__} {" ".join(backbone.ARCHS)}' for backbone in FAMILIES.values())

@@ -111,7 +111,7 @@ def _read(path: Path, split: Split) -> dict | Finding:
         return Finding(ERROR, f'no such file: {path}', key, fix)
     try:
         content = json.loads(path.read_bytes())
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         return Finding(ERROR, f'not readable as JSON: {error}', str(path), 'export the file again')
     missing = [name for name in LISTS if not isinstance(content, dict) or not isinstance(content.get(name), list)]
     if missing:

@@ -90,8 +90,11 @@ def test_the_confusion_matrix_and_iou_equal_loops_over_pixels(seed, size, classe
                 matrix[min(t, classes), p] += 1
         valid = target != ignored
         assert confusion(target[valid], prediction[valid], classes).sum() == valid.sum()
-        metric.process({}, [{'gt_sem_seg': {'data': torch.from_numpy(target)[None]},
-                             'pred_sem_seg': {'data': torch.from_numpy(prediction)[None]}, 'img_path': 'x'}])  # fmt: skip
+        labels = {
+            'gt_sem_seg': {'data': torch.from_numpy(target)[None]},
+            'pred_sem_seg': {'data': torch.from_numpy(prediction)[None]},
+        }
+        metric.process({}, [labels])
     if not matrix[:-1].sum():
         return
     metric.evaluate(images)
