@@ -190,16 +190,19 @@ def _forbidden(path: Path, found: list[str]) -> str:
     """Return the names of all forbidden classes and functions in a file, without running anything."""
     allowed = {f'{item.__module__}.{item.__name__}' for item in allowed_globals() if not isinstance(item, tuple)}
     allowed |= {item[1] for item in allowed_globals() if isinstance(item, tuple)}
-    archive = zipfile.is_zipfile(path)
-    others = torch.serialization.get_unsafe_globals_in_checkpoint(path) if archive else pickle_globals(path)
+    try:
+        archive = zipfile.is_zipfile(path)
+        others = torch.serialization.get_unsafe_globals_in_checkpoint(path) if archive else pickle_globals(path)
+    except Exception:  # what stopped the unpickler may stop the search, too
+        others = []
     # If an allowed function was called with forbidden arguments, only the error message names it.
     return ', '.join(sorted({*found, *others} - allowed)) or ', '.join(found)
 
 
 def _blocked(error: Exception) -> str:
     """Return torch's own reason: an archive whose checksums are right was blocked, not damaged."""
-    lines = [line.strip() for line in str(error).splitlines() if 'WeightsUnpickler error' in line]
-    return f'a forbidden operation ({lines[0].partition("error:")[2].strip()})' if lines else 'a forbidden operation'
+    match = re.search(r'WeightsUnpickler error:\s*(.+)', str(error))
+    return f'a forbidden operation ({match[1].strip()})' if match else 'a forbidden operation'
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
