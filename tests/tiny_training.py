@@ -36,12 +36,12 @@ def use_tiny_sets(root: Path) -> Iterator[None]:
         yield
 
 
-def tiny_config(name: str, folder: Path, **changes) -> Path:
+def tiny_config(name: str, folder: Path, scale: tuple[int, int] = (96, 64), **changes) -> Path:
     """Write a complete config with six iterations, or three epochs of two iterations, to a file."""
     cfg = load_config(name, mini=True, data_root=folder)
     for step in dicts([cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader, cfg.get('tta_pipeline')]):
         if step.get('type') in ('Resize', 'RandomResize'):
-            step['scale'] = (96, 64)
+            step['scale'] = scale
         elif step.get('type') == 'RandomCrop':
             step['crop_size'] = (64, 64)
     if is_segmentation(cfg):

@@ -73,18 +73,18 @@ class CommandRunner(Runner):
     def load_checkpoint(self, filename: str, map_location: Any = 'cpu', **unused: Any) -> dict:
         """Load weights strictly, as far as the command wants it; return the whole checkpoint."""
         checkpoint = CheckpointLoader.load_checkpoint(filename, map_location)
+        if self._resume:
+            self._check_resumable(checkpoint, filename)
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
         load = weights.load_exactly if self._resume else self.load
         self.fit = load(weights.inner_model(self.model), weights.state_dict_of(checkpoint, filename), filename)
         self._has_loaded = True
-        if self._resume and 'optimizer' in checkpoint:
+        if self._resume:
             # The optimizer keeps these tensors; mapped ones would end with the file that they are mapped from.
             checkpoint['optimizer'] = copy.deepcopy(checkpoint['optimizer'])
         return checkpoint
 
-    def resume(self, filename: str, resume_optimizer: bool = True, **settings: Any) -> None:
-        """Continue a training exactly, or refuse."""
-        checkpoint = CheckpointLoader.load_checkpoint(filename, 'cpu')
+    def _check_resumable(self, checkpoint: dict, filename: str) -> None:
         loop = self.train_loop
         epoch_length = len(loop.dataloader) if isinstance(loop, EpochBasedTrainLoop) else None
         self.resumed_at_end = check_resumable(checkpoint, filename, self.max_iters, epoch_length) == self.max_iters
@@ -94,6 +94,9 @@ class CommandRunner(Runner):
                 f'--resume {filename}: its learning rate schedules do not fit this config, which has {len(own)}; to '
                 f'start a new training from its weights, use --cfg-options load_from={filename}'
             )
+
+    def resume(self, filename: str, resume_optimizer: bool = True, **settings: Any) -> None:
+        """Continue a training exactly, or refuse."""
         try:
             super().resume(filename, resume_optimizer, **settings)
             check_optimizer(self.optim_wrapper.optimizer, filename)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_training import tiny_config
+from tiny_training import tiny_config, write
 
 from mmplugin.engine import runner as runners
 from mmplugin.engine import test, train, weights
@@ -47,6 +47,9 @@ def tiny_runner(tiny_sets: None, tmp_path_factory: pytest.TempPathFactory) -> Ti
     folder = tmp_path_factory.mktemp('tiny')
     config = tiny_config('retinanet_evit_m0', folder / 'config')
     cfg = load_config(config)
+    # Few tensors, so that files load fast.
+    cfg.model.backbone.arch = dict(widths=(64, 128, 192), depths=(1, 1, 1), heads=(1, 1, 1), kernels=(3,))
+    write(cfg, config)
     cfg.work_dir, cfg.launcher = str(folder / 'work'), 'none'
     runner = runners.build_runner(cfg)
     runner._train_loop = runner.build_train_loop(runner._train_loop)

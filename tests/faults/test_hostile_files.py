@@ -136,13 +136,14 @@ READERS = {
     ('convert/checkpoint_io.py', 'safetensors.safe_open'),
     ('convert/checkpoint_io.py', 'torch.load'),  # restricted, unless --trust
     ('engine/runner.py', 'CheckpointLoader.load_checkpoint'),  # replaced by use_safe_loader
+    ('engine/runner.py', 'load'),  # a function of engine/weights.py, for what was read
 }
 NAMES = {
     'load', 'loads', 'load_file', 'load_checkpoint', 'safe_open', 'load_url', 'load_state_dict_from_url', 'Unpickler',
     'load_from_local', '_load_checkpoint', 'fromstring', 'from_pretrained', 'hf_hub_download',
 }  # fmt: skip
 BUILTINS = {'eval', 'exec', '__import__', 'compile'}
-HARMLESS = {'json.load', 'json.loads'}
+HARMLESS = {'json.load', 'json.loads', 'image.load'}
 
 
 def _reading_calls() -> set[tuple[str, str]]:
