@@ -64,7 +64,7 @@ def test_eight_threads_on_one_module_get_the_results_of_one(model, one_thread):
     sizes = [(32, 32), (64, 96), (33, 40), (96, 64), (70, 32)]
     expected = {size: fresh(model, *size) for size in sizes}
     with ThreadPoolExecutor(8) as pool:
-        for size, found in zip(sizes * 16, pool.map(lambda size: run(model, *size), sizes * 16), strict=True):
+        for size, found in zip(sizes * 8, pool.map(lambda size: run(model, *size), sizes * 8), strict=True):
             assert_equal(found, expected[size])
 
 
@@ -75,7 +75,7 @@ def test_threads_survive_more_sizes_than_a_cache_holds(model, one_thread):
     sizes = [(32, 32), (64, 96), (96, 64)]
     expected = {size: fresh(model, *size) for size in sizes}
     with ThreadPoolExecutor(8) as pool:
-        for size, found in zip(sizes * 20, pool.map(lambda size: run(model, *size), sizes * 20), strict=True):
+        for size, found in zip(sizes * 8, pool.map(lambda size: run(model, *size), sizes * 8), strict=True):
             assert_equal(found, expected[size])
 
 
