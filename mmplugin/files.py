@@ -46,4 +46,4 @@ class AtomicBackend(LocalBackend):
             with atomic_write(filepath) as draft:
                 draft.write_bytes(obj)
         except OSError as error:
-            raise OSError(error.errno, error.strerror, str(filepath)) from error
+            raise OSError(error.errno, reason(error), str(filepath)) from error

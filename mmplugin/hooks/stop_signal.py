@@ -10,7 +10,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from mmengine.dist import all_reduce, get_world_size, is_main_process
+from mmengine.dist import all_reduce, barrier, get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from rich.console import Console
@@ -108,6 +108,7 @@ class StopSignalHook(Hook):
                 f'{_checkpoint_path(runner)}. Continue with --resume.',
                 soft_wrap=True,
             )
+        barrier()  # a launcher ends the other processes when the first one exits
         raise SystemExit(EXIT_CODES[received])
 
 

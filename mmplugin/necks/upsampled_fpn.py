@@ -1,4 +1,4 @@
-"""UpsampledFPN: a feature pyramid that also makes levels finer than any the backbone has."""
+"""UpsampledFPN: a feature pyramid with levels that are finer than those of the backbone."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -14,7 +14,7 @@ EXTRA_SOURCES = (False, 'on_input', 'on_lateral', 'on_output')
 
 
 class Conv(nn.Sequential):
-    """A convolution and its norm, if any, with the names that mmcv's ConvModule has: ``*.conv.*``, ``*.bn.*``."""
+    """A convolution and an optional norm, with the names of mmcv's ``ConvModule``: ``*.conv.*``, ``*.bn.*``."""
 
     def __init__(self, kind: type[nn.Module], in_channels: int, out_channels: int, norm_cfg: dict | None, **sizes: int):
         super().__init__()
@@ -26,24 +26,24 @@ class Conv(nn.Sequential):
 
 
 class UpsampledFPN(BaseModule):
-    """A feature pyramid described by strides: what goes in, what comes out.
+    """A feature pyramid that is described by the strides of its inputs and outputs.
 
-    Levels that the backbone has get a lateral and an output convolution, with the same names and meaning as in mmdet's
-    FPN. Finer ones come from the finest lateral by transposed convolutions, coarser ones from the coarsest level
+    Levels of the backbone get a lateral and an output convolution, with the same names and meaning as in mmdet's FPN.
+    Finer levels are computed from the finest lateral by transposed convolutions, coarser levels from the coarsest one
     by subsampling, or by strided convolutions if ``add_extra_convs`` names their source.
 
-    The output strides are an argument because anchors and RoI extractors rely on them and cannot see them: a pyramid
-    that is one level off trains, without an error, to nothing.
+    The output strides are an argument because anchors and RoI extractors rely on them but cannot check them: with a
+    pyramid that is off by one level, training runs without an error and learns nothing.
 
     Args:
         in_channels: Channels of the backbone's maps.
-        in_strides: Strides of the backbone's maps, each twice the one before.
+        in_strides: Strides of the backbone's maps, each twice the previous one.
         out_channels: Channels of every output.
-        out_strides: Strides to return, each twice the one before.
-        add_extra_convs: How levels coarser than the backbone's are made: False (subsampling) or the source of strided
-            convolutions, one of 'on_input', 'on_lateral', 'on_output'.
-        norm_cfg: A norm after every convolution, as in mmdet's FPN; None for biases instead.
-        init_cfg: As everywhere in OpenMMLab.
+        out_strides: Strides to return, each twice the previous one.
+        add_extra_convs: How to compute levels that are coarser than the backbone's: False (subsampling), or the source
+            of strided convolutions, one of 'on_input', 'on_lateral', 'on_output'.
+        norm_cfg: A norm after every convolution, as in mmdet's FPN; None means biases instead.
+        init_cfg: As in OpenMMLab.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class UpsampledFPN(BaseModule):
         self.in_channels, self.out_channels = tuple(in_channels), out_channels
         self.add_extra_convs = add_extra_convs
 
-        # levels of the backbone from the finest that is wanted to the coarsest one: these get a lateral
+        # the backbone levels that get a lateral: from the finest one that is needed to the coarsest
         self.first = in_strides.index(max(out_strides[0], in_strides[0]))
         used = range(self.first, len(in_strides))
         self.returned = [in_strides[i] for i in used if in_strides[i] in out_strides]
@@ -99,7 +99,7 @@ class UpsampledFPN(BaseModule):
         self.upsampled_fpn_convs = nn.ModuleList(output() for _ in range(num_finer))
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Maps in the order of ``out_strides``."""
+        """Return the maps in the order of ``out_strides``."""
         self._check_inputs(inputs)
         laterals = [conv(x) for conv, x in zip(self.lateral_convs, inputs[self.first :], strict=True)]
         for i in range(len(laterals) - 1, 0, -1):

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -212,28 +212,59 @@ def test_a_killed_training_holds_no_lock(detection: Path, workers: int, tmp_path
 TORCHRUN = ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2']
 
 
-def test_torchrun_restarts_a_killed_worker_which_continues_by_itself(detection: Path, tmp_path: Path):
+@pytest.fixture
+def torchrun(detection: Path, tmp_path: Path) -> Callable[..., subprocess.Popen]:
+    """Start a training in two processes."""
+    cfg = Config.fromfile(detection)
+    cfg.train_dataloader.batch_size = 2
+    cfg.custom_hooks.append(dict(type='StopSignalHook', interval=1))
+    write(cfg, detection)
     script = tmp_path / 'command.py'
     script.write_text('import sys; from faults import warm_imports; from mmplugin.cli import main; sys.exit(main())')
     environment = {**os.environ, 'PYTHONPATH': f'{ROOT}:{ROOT / "tests"}', 'OMP_NUM_THREADS': '1'}
 
-    def start(work_dir: Path, *options: str, **variables: str) -> str:
+    def start(work_dir: Path, *options: str, resume: bool = False, **variables: str) -> subprocess.Popen:
         arguments = ['train', detection, '--work-dir', work_dir, '--no-check', '--no-report', '--launcher', 'pytorch']
-        arguments += ['--cfg-options', 'train_dataloader.batch_size=2']
-        command = [sys.executable, *TORCHRUN, *options, script, *arguments]
-        done = subprocess.run(
-            list(map(str, command)), env={**environment, **variables}, capture_output=True, text=True, timeout=400
+        command = [sys.executable, *TORCHRUN, *options, script, *arguments, *(['--resume'] if resume else [])]
+        return subprocess.Popen(
+            list(map(str, command)), env={**environment, **variables}, stderr=subprocess.PIPE, text=True
         )
-        assert done.returncode == 0, done.stderr[-3000:]
-        return done.stderr
 
+    return start
+
+
+def _said(process: subprocess.Popen) -> str:
+    """Wait for the end of a process that must not fail, and return what it printed."""
+    _, said = process.communicate(timeout=400)
+    assert process.returncode == 0, said[-3000:]
+    return said
+
+
+def test_torchrun_restarts_a_killed_worker_which_continues_by_itself(detection: Path, torchrun, tmp_path: Path):
     # An earlier, finished training in the same folder must not be continued.
-    _finish(detection, tmp_path / 'killed', '--cfg-options', 'train_dataloader.batch_size=2')
-    start(tmp_path / 'whole')
-    said = start(tmp_path / 'killed', '--max-restarts=1', KILL_RANK='1', KILL_FILE=str(tmp_path / 'killed_once'))
+    _finish(detection, tmp_path / 'killed')
+    _said(torchrun(tmp_path / 'whole'))
+    variables = {'KILL_RANK': '1', 'KILL_FILE': str(tmp_path / 'killed_once')}
+    said = _said(torchrun(tmp_path / 'killed', '--max-restarts=1', **variables))
     assert (tmp_path / 'killed_once').exists()
     assert 'train 1/' in said
     assert _is_exact(kill.all_tensors(tmp_path / 'killed'), kill.all_tensors(tmp_path / 'whole'))
+
+
+def test_a_signal_to_torchrun_saves_a_checkpoint_that_continues_exactly(torchrun, tmp_path: Path):
+    marker = tmp_path / 'paused'
+    _said(torchrun(tmp_path / 'whole'))
+    process = torchrun(tmp_path / 'run', PAUSE_AT='train 3', PAUSE_FILE=str(marker))
+    while not marker.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    marker.unlink()
+    _, said = process.communicate(timeout=100)
+    assert f'SIGTERM: stopped after iteration 3 of 6, saved {tmp_path / "run" / "interrupted.pth"}' in said
+    _said(torchrun(tmp_path / 'run', resume=True))
+    assert _is_exact(kill.all_tensors(tmp_path / 'run'), kill.all_tensors(tmp_path / 'whole'))
 
 
 def test_the_kill_script_writes_its_result(tmp_path: Path):

@@ -8,7 +8,6 @@ import pytest
 import torch
 from gpu.support import DEVICE, ON_GPU, TINY, assert_near, build, gradients_of, image, loss_of, relative_error
 from torch import nn
-from torch._dynamo import lookup_backend
 
 pytestmark = [
     pytest.mark.gpu,
@@ -22,9 +21,9 @@ pytestmark = [
 BACKEND = 'inductor' if ON_GPU else 'eager'
 NAMES = list(TINY) if ON_GPU else ['EfficientFormerV2']
 # Above 700 pixels no map has the size of a window or of one pixel, which have graphs of their own.
-SIZES = [(700, 900), (733, 1029), (766, 901), (901, 766), (800, 1333)][: 5 if ON_GPU else 2]
-# The first graph, and two more where the compiler distinguishes small and large, or odd and even maps.
-MOST_GRAPHS = 3
+SIZES = [(700, 900), (733, 1029), (766, 901), (800, 1320)][: 4 if ON_GPU else 2]
+# One graph is enough for these sizes where no code is generated; inductor may distinguish a case or two.
+MOST_GRAPHS = 3 if ON_GPU else 1
 
 
 @pytest.fixture(autouse=True)
@@ -53,28 +52,24 @@ def assert_equals_eager(model: nn.Module, compiled: Callable, training: bool, he
 def test_few_graphs_serve_all_sizes(name, training):
     model = build(name, TINY[name], norm_eval=True, drop_path_rate=0.0)
     model = model.train() if training else model.eval().fuse()
-    graphs = []
-
-    def backend(graph, inputs):
-        graphs.append(graph)
-        return lookup_backend(BACKEND)(graph, inputs)
-
-    compiled = torch.compile(model, backend=backend, dynamic=True, fullgraph=True)
-    with torch.set_grad_enabled(training):
+    compiled = torch.compile(model, backend=BACKEND, dynamic=True, fullgraph=True)
+    # With fullgraph, a graph break or one recompilation too many is an error.
+    with torch._dynamo.config.patch(recompile_limit=MOST_GRAPHS), torch.set_grad_enabled(training):
         for size in SIZES:
             assert_equals_eager(model, compiled, training, *size)
-    assert 1 <= len(graphs) <= MOST_GRAPHS
 
 
-@pytest.mark.parametrize('name', NAMES)
-def test_training_with_batch_statistics(name):
-    model = build(name, TINY[name], drop_path_rate=0.0).train()
+def test_training_with_batch_statistics():
+    model = build('EfficientFormerV2', TINY['EfficientFormerV2'], drop_path_rate=0.0).train()
     compiled = torch.compile(model, backend=BACKEND, dynamic=False, fullgraph=True)
     assert_equals_eager(model, compiled, True, 256, 320)
 
 
-@pytest.mark.parametrize('training', [False, True])
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize(
+    # Inference calls one custom operator for attention: V1's with a fused kernel, V2's with talking heads.
+    ('name', 'training'),
+    [('EfficientFormer', False), ('EfficientFormerV2', False), ('EfficientFormerV2', True)],
+)
 def test_mixed_precision(name, training):
     model, x = build(name, TINY[name], norm_eval=True, drop_path_rate=0.0).train(training), image(1, 256, 320)
     compiled = torch.compile(model, backend=BACKEND, dynamic=False)

@@ -10,6 +10,7 @@ from mmplugin import ops
 
 pytestmark = pytest.mark.gpu
 
+DTYPES = [torch.float64, torch.float32]
 # Inside, across a border, wholly outside, without area, without extent in one axis, of one pixel, the whole map.
 ROIS = torch.tensor(
     [
@@ -117,31 +118,32 @@ def test_nms_match_groups_as_the_definition():
     assert [group.tolist() for group in groups] == reference.nms_match(dets, 0.25)
 
 
-@pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
 @pytest.mark.parametrize('aligned', [True, False])
 @pytest.mark.parametrize('ratio', [0, 2])
 @pytest.mark.parametrize('mode', ['avg', 'max'])
-def test_roi_align_and_its_gradient(mode, ratio, aligned, dtype):
+def test_roi_align_and_its_gradient(mode, ratio, aligned):
     x = leaf(2, 3, 9, 11, seed=7)
     expected = reference.roi_align(x, ROIS, (3, 2), 0.25, ratio, mode, aligned)
-    moved = on_device(x, dtype)
-    found = ops.roi_align(moved, ROIS.to(DEVICE, dtype), (3, 2), 0.25, ratio, mode, aligned)
-    assert_same([found, *gradients(found, [moved])], [expected, *gradients(expected, [x])], dtype)
+    expected = [expected, *gradients(expected, [x])]
+    for dtype in DTYPES:
+        moved = on_device(x, dtype)
+        found = ops.roi_align(moved, ROIS.to(DEVICE, dtype), (3, 2), 0.25, ratio, mode, aligned)
+        assert_same([found, *gradients(found, [moved])], expected, dtype)
 
 
-@pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
-def test_roi_pool_and_its_gradient(dtype):
+def test_roi_pool_and_its_gradient():
     x = leaf(2, 3, 9, 11, seed=9)
     expected = reference.roi_pool(x, ROIS, (3, 2), 0.25)
-    moved = on_device(x, dtype)
-    found = ops.roi_pool(moved, ROIS.to(DEVICE, dtype), (3, 2), 0.25)
-    assert_same([found, *gradients(found, [moved])], [expected, *gradients(expected, [x])], dtype)
+    expected = [expected, *gradients(expected, [x])]
+    for dtype in DTYPES:
+        moved = on_device(x, dtype)
+        found = ops.roi_pool(moved, ROIS.to(DEVICE, dtype), (3, 2), 0.25)
+        assert_same([found, *gradients(found, [moved])], expected, dtype)
 
 
-@pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
 @pytest.mark.parametrize('far', [0.0, 2.0])
 @pytest.mark.parametrize('modulated', [False, True])
-def test_deformable_convolution_and_its_gradients(modulated, far, dtype):
+def test_deformable_convolution_and_its_gradients(modulated, far):
     # Offsets of zero are where training starts, and where bilinear sampling has a kink.
     x, weight, bias = leaf(2, 4, 5, 6, seed=11), leaf(6, 2, 3, 2, seed=12), leaf(6, seed=13)
     offset, mask = leaf(2, 24, 3, 8, seed=14, scale=far), leaf(2, 12, 3, 8, seed=15)
@@ -149,22 +151,25 @@ def test_deformable_convolution_and_its_gradients(modulated, far, dtype):
     inputs = [x, offset, mask, weight, bias] if modulated else [x, offset, weight]
     expected = reference.deform_conv2d(x, offset, mask if modulated else None, weight, *sizes)
     expected = expected + bias[:, None, None] if modulated else expected
-    moved = [on_device(tensor, dtype) for tensor in inputs]
-    found = (ops.modulated_deform_conv2d if modulated else ops.deform_conv2d)(*moved, *sizes)
-    assert_same([found, *gradients(found, moved)], [expected, *gradients(expected, inputs)], dtype)
+    expected = [expected, *gradients(expected, inputs)]
+    for dtype in DTYPES:
+        moved = [on_device(tensor, dtype) for tensor in inputs]
+        found = (ops.modulated_deform_conv2d if modulated else ops.deform_conv2d)(*moved, *sizes)
+        assert_same([found, *gradients(found, moved)], expected, dtype)
 
 
-@pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
 @pytest.mark.parametrize('weighted', [False, True])
 @pytest.mark.parametrize('name', ['sigmoid_focal_loss', 'softmax_focal_loss'])
-def test_focal_losses_and_their_gradients(name, weighted, dtype):
+def test_focal_losses_and_their_gradients(name, weighted):
     x = leaf(9, 4, seed=10, scale=3.0)
     labels = torch.tensor([0, 1, 2, 3, 4, 4, 0, 2, 1])  # 4 is background
     weight = torch.rand(4, dtype=torch.float64, generator=generator(10)) if weighted else None
     expected = getattr(reference, name)(x, labels, 2.0, 0.3, weight)
-    moved = on_device(x, dtype)
-    found = getattr(ops, name)(moved, labels.to(DEVICE), 2.0, 0.3, on_device(weight, dtype), 'sum')
-    assert_same([found, *gradients(found, [moved])], [expected, *gradients(expected, [x])], dtype)
+    expected = [expected, *gradients(expected, [x])]
+    for dtype in DTYPES:
+        moved = on_device(x, dtype)
+        found = getattr(ops, name)(moved, labels.to(DEVICE), 2.0, 0.3, on_device(weight, dtype), 'sum')
+        assert_same([found, *gradients(found, [moved])], expected, dtype)
 
 
 def test_operators_of_nothing():

@@ -64,7 +64,7 @@ def test_frozen_stages(settings, frozen_stages):
 
 @pytest.mark.parametrize('settings', SMALLEST, ids=lambda settings: settings['type'])
 @pytest.mark.parametrize('synchronized', [False, True])
-def test_norm_eval_keeps_statistics_and_lets_scale_and_shift_learn(settings, synchronized):
+def test_norm_eval_freezes_statistics_but_not_scale_and_shift(settings, synchronized):
     model = MODELS.build(dict(settings, norm_eval=True))
     if synchronized:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -97,11 +97,11 @@ def _every_freezing(rank: int) -> None:
         for frozen_stages in range(-1, stages):
             for out_indices in [(stages - 1,), (frozen_stages,) if frozen_stages > 0 else (0,), (0, stages - 1)]:
                 if max(out_indices) < frozen_stages:
-                    continue  # nothing would be left to learn
+                    continue  # nothing would be trainable
                 torch.manual_seed(0)
                 model = MODELS.build(dict(settings, frozen_stages=frozen_stages, out_indices=out_indices))
                 model = DistributedDataParallel(model.train())  # find_unused_parameters=False
-                for step in range(2):  # a parameter that was left out is only noticed in the second
+                for step in range(2):  # DDP reports an unused parameter only in the second
                     torch.manual_seed(10 * step + rank)
                     sum(level.mean() for level in model(torch.randn(2, 3, 64, 64))).backward()
 
@@ -142,7 +142,7 @@ def train(tmp_path, hook: dict, **toy) -> Runner:
     return runner
 
 
-def test_hook_freezes_what_it_is_told_and_says_so(tmp_path):
+def test_hook_freezes_the_parts_and_logs_it(tmp_path):
     runner = train(tmp_path, dict(type='FreezeNormHook', parts=['neck'], affine=True))
     neck, backbone = norms(runner.model.neck)[0], norms(runner.model.backbone)[0]
     assert neck.num_batches_tracked == 0
@@ -154,7 +154,7 @@ def test_hook_freezes_what_it_is_told_and_says_so(tmp_path):
     assert 'changed' not in log
 
 
-def test_hook_notices_statistics_that_move_all_the_same(tmp_path):
+def test_hook_reports_statistics_that_change_nevertheless(tmp_path):
     train(tmp_path, dict(type='FreezeNormHook'), misbehave=True)
     log = next(tmp_path.glob('*/*.log')).read_text()
     assert 'norms of backbone: statistics frozen, scale and shift trainable' in log

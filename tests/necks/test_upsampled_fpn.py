@@ -1,4 +1,4 @@
-"""UpsampledFPN: strides it makes, strides it refuses, and mmdet's FPN where both mean the same."""
+"""UpsampledFPN: strides that it returns, strides that it refuses, and equality with mmdet's FPN."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def _maps(channels, strides, height=192, width=160):
         ((16, 32, 64, 128), 'on_output'),
     ],
 )
-def test_returns_the_strides_it_promises_and_uses_every_weight(out_strides, extra):
+def test_output_strides_are_as_requested_and_every_weight_gets_a_gradient(out_strides, extra):
     neck = UpsampledFPN((6, 8, 10), (16, 32, 64), 16, out_strides, add_extra_convs=extra)
     outs = neck(_maps((6, 8, 10), (16, 32, 64)))
     assert [(out.shape[1], *out.shape[2:]) for out in outs] == [(16, -(-192 // s), -(-160 // s)) for s in out_strides]
@@ -30,7 +30,7 @@ def test_returns_the_strides_it_promises_and_uses_every_weight(out_strides, extr
 
 
 @pytest.mark.parametrize('extra', [False, 'on_input', 'on_output'])
-def test_equals_the_stock_pyramid_and_loads_its_weights(extra):
+def test_equals_mmdets_fpn_and_loads_its_weights(extra):
     from mmdet.models.necks import FPN
 
     stock = FPN([6, 8, 10], 16, 5, add_extra_convs=extra)
@@ -65,13 +65,13 @@ def test_finer_levels_are_aligned_with_the_image():
         ({'add_extra_convs': 'on_top'}, 'allowed'),
     ],
 )
-def test_refuses_what_cannot_be_made(change, message):
+def test_impossible_arguments_are_refused(change, message):
     settings = dict(in_channels=(6, 8, 10), in_strides=(16, 32, 64), out_channels=8, out_strides=(8, 16, 32, 64))
     with pytest.raises(UserError, match=message):
         UpsampledFPN(**{**settings, **change})
 
 
-def test_refuses_maps_of_other_strides():
+def test_maps_of_other_strides_are_refused():
     neck = UpsampledFPN((6, 8, 10), (16, 32, 64), 8, (8, 16, 32, 64))
     with pytest.raises(UserError, match='out_indices'):
         neck(_maps((6, 8, 10), (8, 32, 64)))
