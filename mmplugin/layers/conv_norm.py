@@ -80,7 +80,7 @@ class ConvNorm(nn.Module):
     def _pre_activate(self, x: Tensor, overwrite_input: bool) -> Tensor:
         if self.pre_act is None:
             return x
-        # In place, inference of EfficientFormerV2 s0 takes 7-10 % less time and 20 instead of 28 MiB at the peak, that of
+        # In place, inference of EfficientFormerV2 s0 takes 7-10 % less time and peaks at 20 instead of 28 MiB, that of
         # EfficientFormer l1 3-14 % and 24 instead of 36 MiB: 2026-11-25, 512x512, one core, eager and fused, medians of
         # 25 interleaved rounds of ``with torch.no_grad(): model(x)`` with and without this line's ``gelu_``.
         recorded = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
