@@ -7,14 +7,23 @@ PYTEST := python -m pytest -q
 QUICK := -m "not slow and not faults and not gpu"
 COVERAGE := --cov --cov-report=term
 WORK := work_dirs/demo
+# On Linux, PyPI's torch is the CUDA build, several gigabytes. Without an NVIDIA GPU, this index has a smaller build.
+CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+NVIDIA_SMI ?= nvidia-smi
 # The CUDA tests run in the active environment where it has torch, which is how a GPU machine is usually set up.
 GPU_PYTHON ?= $(shell python3 -c 'import torch, pytest' 2>/dev/null && echo python3 || echo $(VENV)/bin/python)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-seg test test-all test-faults test-stock test-gpu coverage lint format docs wheel clean
+.PHONY: help torch-options setup demo demo-seg test test-all test-faults test-stock test-gpu coverage lint format docs wheel clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
+
+# Options for pip: the CPU index if there is no GPU and the index answers within five seconds, nothing otherwise.
+define torch_options
+$$(if [ "$$(uname)" = Linux ] && ! command -v $(NVIDIA_SMI) >/dev/null && $(PYTHON) -c "import urllib.request; \
+	urllib.request.urlopen('$(CPU_INDEX)/torch/', timeout=5)" 2>/dev/null; then echo "--extra-index-url $(CPU_INDEX)"; fi)
+endef
 
 # Each environment has a stamp: the checksum of the files that decide what is installed. Nothing is done while it holds.
 # $(call setup_env,FOLDER,CONSTRAINTS)
@@ -24,13 +33,18 @@ define setup_env
 	    set -e; echo "Setting up $(1); the next call skips this"; \
 	    [ -x $(1)/bin/python ] && $(1)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(1); \
 	    pip="$(1)/bin/python -m pip install --quiet --disable-pip-version-check"; \
-	    $$pip torch==2.13.0 -c $(2); \
+	    torch_options="$(torch_options)"; \
+	    [ -z "$$torch_options" ] || echo "No NVIDIA GPU: torch is installed from $(CPU_INDEX)"; \
+	    $$pip torch==2.13.0 $$torch_options -c $(2); \
 	    MMCV_WITH_OPS=0 $$pip --no-deps -r $(2); \
 	    $$pip --no-deps --upgrade --target $(1)/oracle torchvision==0.29.2; \
 	    $$pip --no-deps --no-build-isolation -e .; \
 	    echo "$$want" > $(1)/.stamp; \
 	fi
 endef
+
+torch-options:  # print the options of pip that choose torch's build
+	@echo "$(torch_options)"
 
 setup:  ## create .venv with everything that development needs (OneDL stack)
 	$(call setup_env,$(VENV),constraints.txt)

@@ -5,7 +5,10 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import zipfile
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib import metadata
 from pathlib import Path
 
@@ -192,3 +195,27 @@ def test_a_wheel_finds_its_own_configs(wheel, tmp_path):
     code = 'from mmplugin.paths import find_config; print(find_config("maskrcnn_v2_s2.py"))'
     run = python(code, path=wheel, cwd=tmp_path)
     assert run.stdout.strip() == str(wheel / 'mmplugin/.mim/configs/detection/maskrcnn_v2_s2.py'), run.stderr
+
+
+@pytest.mark.parametrize(('gpu', 'reachable'), [(False, True), (False, False), (True, True)], ids=str)
+def test_setup_takes_the_cpu_build_of_torch_without_a_gpu_if_its_index_answers(gpu, reachable, tmp_path):
+    if sys.platform != 'linux':
+        pytest.skip('only PyPI for Linux has the CUDA build')
+    (tmp_path / 'torch').mkdir()
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        index = f'http://127.0.0.1:{server.server_port}'
+        if not reachable:
+            server.shutdown()
+            server.server_close()
+        command = [
+            'make',
+            '-s',
+            'torch-options',
+            f'CPU_INDEX={index}',
+            f'NVIDIA_SMI={"true" if gpu else "no-such-tool"}',
+        ]
+        printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+        server.shutdown()
+    assert printed == (f'--extra-index-url {index}' if reachable and not gpu else '')
