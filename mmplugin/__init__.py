@@ -1,9 +1,12 @@
 """Fast small vision transformers for OpenMMLab. ``import mmplugin`` registers all backbones, hooks, metrics, etc."""
 
-from mmplugin import ops, stack
+from mmplugin import cpu_threads, stack
+
+if stack.is_command():
+    cpu_threads.set_short_spin()  # before the next imports load torch
 
 try:
-    from mmplugin import backbones, registration
+    from mmplugin import backbones, ops, registration
 except ImportError as error:
     stack.defer_import_error(error)
 

@@ -104,13 +104,13 @@ def defer_import_error(error: ImportError) -> None:
     The doctor has to start in a broken environment, and the other commands refer to the doctor.
     """
     global IMPORT_ERROR
-    if not _is_mmplugin_command():
+    if not is_command():
         message = f'mmplugin cannot be imported: {error}. Run `python -m mmplugin.doctor` to see how to fix it.'
         raise ImportError(message) from error
     IMPORT_ERROR = error
 
 
-def _is_mmplugin_command() -> bool:
+def is_command() -> bool:
     """Return whether this process is ``mmplugin``, ``python -m mmplugin`` or its doctor, or a script in ``tools``."""
     program = sys.argv[0] if sys.argv else ''
     if program == '-m':  # Python replaces this with the path of the module later

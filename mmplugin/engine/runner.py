@@ -3,6 +3,7 @@
 import copy
 import io
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -21,6 +22,7 @@ from torch.utils.data import DataLoader
 
 from mmplugin import stack
 from mmplugin.config_edits import detailed_evaluators, is_segmentation, replace_sync_norms_
+from mmplugin.cpu_threads import allowed_cores, limit_threads
 from mmplugin.engine import weights
 from mmplugin.engine.load_errors import name_files_in_errors_
 from mmplugin.engine.resume import check_optimizer, check_resumable
@@ -28,6 +30,8 @@ from mmplugin.engine.strides import check_strides
 from mmplugin.errors import UserError
 from mmplugin.hooks.progress import ProgressHook, only_warnings_on_terminal
 from mmplugin.hooks.stop_signal import leave_signals_to_parent
+
+MOST_THREADS = 1024  # that a checkpoint may ask for
 
 
 @contextmanager
@@ -82,7 +86,14 @@ class CommandRunner(Runner):
         if self._resume:
             # The optimizer keeps these tensors; mapped ones would end with the file that they are mapped from.
             checkpoint['optimizer'] = copy.deepcopy(checkpoint['optimizer'])
+            threads = checkpoint['meta'].get('threads')
+            if 'OMP_NUM_THREADS' not in os.environ and isinstance(threads, int) and 0 < threads <= MOST_THREADS:
+                torch.set_num_threads(threads)
         return checkpoint
+
+    def save_checkpoint(self, *args: Any, meta: dict | None = None, **kwargs: Any) -> None:
+        """Save a checkpoint, and the number of threads, which decides the last digits of sums."""
+        super().save_checkpoint(*args, meta={**(meta or {}), 'threads': torch.get_num_threads()}, **kwargs)
 
     def _check_resumable(self, checkpoint: dict, filename: str) -> None:
         loop = self.train_loop
@@ -167,6 +178,19 @@ def _init_gloo_(cfg: Config) -> None:
         cfg.setdefault('model_wrapper_cfg', dict(type='MMDistributedDataParallel', device_ids=None))
 
 
+def _share_cores(cfg: Config) -> None:
+    """Choose the number of threads of this process, and say so if other programs keep it from using all cores."""
+    loader = cfg.get('train_dataloader') or cfg.get('test_dataloader') or {}
+    left = limit_threads(loader.get('num_workers', 0), torch.set_num_threads)
+    if left:
+        print_log(
+            f'{left} of {allowed_cores()} cores {"is" if left == 1 else "are"} busy with other programs: this run uses '
+            f'{torch.get_num_threads()} threads; set OMP_NUM_THREADS to choose another number',
+            'current',
+            logging.WARNING,
+        )
+
+
 def build_runner(cfg: Config, trust: bool = False) -> CommandRunner:
     """Build the runner of a config, and check that the parts of its model fit together.
 
@@ -175,6 +199,7 @@ def build_runner(cfg: Config, trust: bool = False) -> CommandRunner:
         trust: Run the code that checkpoints may contain.
     """
     prepare_(cfg, trust)
+    _share_cores(cfg)
     _init_gloo_(cfg)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', UserWarning)  # mmdet and mmseg emit many while they build

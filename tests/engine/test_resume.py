@@ -67,6 +67,22 @@ def test_a_killed_and_resumed_run_ends_with_the_same_weights(
     assert [key for key, value in whole.items() if not torch.equal(value, resumed[key])] == []
 
 
+def test_a_resumed_training_uses_as_many_threads_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The last digits of sums depend on the number of threads."""
+    monkeypatch.delenv('OMP_NUM_THREADS')
+    monkeypatch.setattr('mmplugin.cpu_threads.busy_cores', lambda: 0)
+    config = tiny_config('retinanet_evit_m0', tmp_path / 'config')
+    before = torch.get_num_threads()
+    try:
+        monkeypatch.setattr('mmplugin.cpu_threads.allowed_cores', lambda: 1)
+        run_training(config, tmp_path, '--no-report', '--cfg-options', 'train_cfg.max_epochs=1')
+        monkeypatch.setattr('mmplugin.cpu_threads.allowed_cores', lambda: 2)
+        run_training(config, tmp_path, '--no-report', '--cfg-options', 'train_cfg.max_epochs=2', '--resume')
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
 def _free_port() -> str:
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
