@@ -5,9 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.logging import print_log
-
-from mmplugin.errors import UserError
 
 DETAILED_METRICS = {
     'CocoMetric': 'DetectionMetric',
@@ -68,44 +65,6 @@ def detailed_evaluators(evaluator: dict | Sequence[dict]) -> list[dict]:
         if name in ('CocoMetric', 'FasterCocoMetric') and not metric.get('format_only'):
             detailed.append(dict(type='ErrorBreakdown'))
     return detailed
-
-
-def weights_of(cfg: Config) -> Path | None:
-    """Return the file that the backbone is initialized from, if any."""
-    init = cfg.model.backbone.get('init_cfg') or {}
-    return Path(init['checkpoint']) if 'checkpoint' in init else None
-
-
-def _is_local(path: Path) -> bool:
-    return ':' not in str(path)[2:]  # torchvision:..., https:..., but not C:\\...
-
-
-def drop_missing_weights_(cfg: Config, report: bool = True) -> None:
-    """Fall back to a randomly initialized backbone, without frozen norms, if its weights are missing."""
-    path = weights_of(cfg)
-    if path is None or (_is_local(path) and path.is_file()):
-        return
-    if report:
-        text = f'{path} not found: the backbone is randomly initialized and its norm layers are trainable.'
-        print_log(text, 'current')
-    cfg.model.backbone.init_cfg = None
-    if 'norm_eval' in cfg.model.backbone:
-        cfg.model.backbone.norm_eval = False
-
-
-def require_weights(cfg: Config) -> None:
-    """Raise a ``UserError`` if the file that the backbone is initialized from is missing."""
-    path = weights_of(cfg)
-    if path is None or not _is_local(path) or path.is_file():
-        return
-    backbone = cfg.model.backbone
-    raise UserError(
-        f"The backbone's weights {path} do not exist. Download the published classification weights of "
-        f'{backbone.type} {backbone.get("arch")} (see docs/weights.md), then run\n'
-        f'    mmplugin convert DOWNLOADED {path}\n'
-        'or train from scratch (slow): --cfg-options model.backbone.init_cfg=None model.backbone.norm_eval=False\n'
-        'or try the built-in data set, which needs no weights: --mini'
-    )
 
 
 def replace_sync_norms_(cfg: Config) -> None:

@@ -79,7 +79,7 @@ def test_the_constraints_are_complete():
     file = FILES[stack.current()]
     pinned = pins(file)
     # The head of constraints.txt gives the reasons.
-    omitted = {'opencv-python', 'numba', 'imagecorruptions-imaug', 'huggingface-hub', 'torchvision'}
+    omitted = {'opencv-python', 'numba', 'imagecorruptions-imaug', 'torchvision'}
     for name in pinned:
         try:
             requirements = [Requirement(line) for line in metadata.requires(name) or []]

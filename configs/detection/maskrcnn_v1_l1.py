@@ -5,7 +5,7 @@ model = dict(
         type='EfficientFormer',
         arch='l1',
         out_norm=True,
-        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/v1_l1.pth'),
+        init_cfg=dict(type='Pretrained', checkpoint='hf-hub:timm/efficientformer_l1.snap_dist_in1k'),
     ),
     neck=dict(in_channels=[48, 96, 224, 448]),
 )

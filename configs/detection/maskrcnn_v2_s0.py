@@ -5,7 +5,7 @@ model = dict(
         type='EfficientFormerV2',
         arch='s0',
         norm_eval=True,
-        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/v2_s0.pth'),
+        init_cfg=dict(type='Pretrained', checkpoint='hf-hub:timm/efficientformerv2_s0.snap_dist_in1k'),
     ),
     neck=dict(in_channels=[32, 48, 96, 176]),
 )

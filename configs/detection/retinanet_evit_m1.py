@@ -3,7 +3,7 @@ _base_ = ['../_base_/models/retinanet_evit.py', '../_base_/datasets/coco_boxes.p
 model = dict(
     backbone=dict(
         arch='m1',
-        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/evit_m1.pth'),
+        init_cfg=dict(type='Pretrained', checkpoint='hf-hub:timm/efficientvit_m1.r224_in1k'),
     ),
     neck=dict(in_channels=[128, 144, 192]),
 )

@@ -5,7 +5,7 @@ model = dict(
         type='EfficientFormer',
         arch='l3',
         out_norm=True,
-        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/v1_l3.pth'),
+        init_cfg=dict(type='Pretrained', checkpoint='hf-hub:timm/efficientformer_l3.snap_dist_in1k'),
     ),
     neck=dict(in_channels=[128, 320, 512]),
 )

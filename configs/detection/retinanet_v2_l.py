@@ -5,7 +5,7 @@ model = dict(
         type='EfficientFormerV2',
         arch='l',
         norm_eval=True,
-        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/v2_l.pth'),
+        init_cfg=dict(type='Pretrained', checkpoint='hf-hub:timm/efficientformerv2_l.snap_dist_in1k'),
     ),
     neck=dict(in_channels=[80, 192, 384]),
 )

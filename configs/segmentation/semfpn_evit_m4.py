@@ -3,7 +3,7 @@ _base_ = ['../_base_/models/semantic_fpn_evit.py', '../_base_/datasets/ade20k.py
 model = dict(
     backbone=dict(
         arch='m4',
-        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/evit_m4.pth'),
+        init_cfg=dict(type='Pretrained', checkpoint='hf-hub:timm/efficientvit_m4.r224_in1k'),
     ),
     neck=dict(in_channels=[128, 256, 384]),
 )

@@ -3,7 +3,7 @@ _base_ = ['../_base_/models/semantic_fpn_evit.py', '../_base_/datasets/ade20k.py
 model = dict(
     backbone=dict(
         arch='m5',
-        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/evit_m5.pth'),
+        init_cfg=dict(type='Pretrained', checkpoint='hf-hub:timm/efficientvit_m5.r224_in1k'),
     ),
     neck=dict(in_channels=[192, 288, 384]),
 )

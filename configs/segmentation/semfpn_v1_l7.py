@@ -5,7 +5,7 @@ model = dict(
         type='EfficientFormer',
         arch='l7',
         out_norm=True,
-        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/v1_l7.pth'),
+        init_cfg=dict(type='Pretrained', checkpoint='hf-hub:timm/efficientformer_l7.snap_dist_in1k'),
     ),
     neck=dict(in_channels=[96, 192, 384, 768]),
 )

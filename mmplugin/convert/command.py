@@ -12,6 +12,7 @@ from mmplugin.errors import UserError
 from . import checkpoint_io
 from .conversion import OTHERS, Result, convert
 from .conversion_report import Report, build_backbone, make_report
+from .download import local_path
 from .export import export, wrap
 from .formats import MMPLUGIN, check_arch
 from .verify import class_names, verify
@@ -30,11 +31,12 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     if Path(args.dst).suffix == checkpoint_io.SAFETENSORS and args.to != 'timm':
         raise UserError(f'{args.dst}: only --to timm writes .safetensors; use a name that ends in .pth')
     try:
-        checkpoint = checkpoint_io.read(args.src, args.trust)
+        source = local_path(args.src)
+        checkpoint = checkpoint_io.read(source, args.trust)
         result = convert(checkpoint, args.arch, ema=args.ema)
     except UserError as error:
         raise UserError(f'{args.src}: {error}' if str(args.src) not in str(error) else str(error)) from error
-    report, classifier = make_report(result, Path(args.src).name, checkpoint_io.sha256(args.src))
+    report, classifier = make_report(result, Path(args.src).name, checkpoint_io.sha256(source))
     if args.verify and classifier is None:
         raise UserError(f'--verify: {args.src} has no classification head; use a classification checkpoint')
     content = _content(result, report, args)
@@ -79,7 +81,11 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog, description='Convert published weights to a backbone of mmplugin, or back.'
     )
-    parser.add_argument('src', metavar='SRC', help='checkpoint of the authors, timm, mmpretrain or mmplugin')
+    parser.add_argument(
+        'src',
+        metavar='SRC',
+        help='checkpoint of the authors, timm, mmpretrain or mmplugin: a file, URL, or hf-hub:NAME',
+    )
     parser.add_argument('dst', metavar='DST', help='file to write')
     parser.add_argument('--arch', help='expected variant: l1, s0, m4, ... (default: recognized from the weights)')
     parser.add_argument(

@@ -1,8 +1,10 @@
-"""Download of checkpoints: once per URL, complete or not at all, and in step with the other processes."""
+"""Download of checkpoints: once per address, complete or not at all, and in step with the other processes."""
 
 import hashlib
 import os
 import shutil
+from collections.abc import Callable
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlparse
@@ -16,29 +18,48 @@ from rich.progress import wrap_file
 from mmplugin.errors import UserError
 from mmplugin.files import atomic_write
 
+from . import hub
+
+TIMEOUT = 10  # seconds without a byte from the server
+
+
+def is_remote(checkpoint: str) -> bool:
+    """Return whether a checkpoint has to be downloaded: a URL, or ``hf-hub:OWNER/NAME``."""
+    return checkpoint.startswith(('http://', 'https://')) or hub.is_hub_name(checkpoint)
+
+
+def is_local(checkpoint: str) -> bool:
+    """Return whether a checkpoint is a path, rather than a URL, ``hf-hub:...`` or ``torchvision://...``."""
+    return '://' not in checkpoint and not is_remote(checkpoint)
+
 
 def local_path(checkpoint: str) -> Path:
-    """Return the path of a checkpoint that is given as a path or a URL."""
+    """Return the path of a checkpoint that is given as a path, a URL, or ``hf-hub:OWNER/NAME``.
+
+    In distributed training all processes must call this. If a download fails, all of them raise the same error.
+    """
     scheme = urlparse(checkpoint).scheme
     if scheme in ('http', 'https'):
-        return cached_download(checkpoint)
-    if '://' in checkpoint:
+        path = cache_path(checkpoint)
+        return _cached(checkpoint, lambda: path if path.exists() else None, partial(_try_download, checkpoint, path))
+    if hub.is_hub_name(checkpoint):
+        return _cached(checkpoint, partial(hub.find_cached, checkpoint), partial(hub.try_download, checkpoint))
+    if not is_local(checkpoint):
         raise UserError(f'{scheme}:// is not supported; download the file and use its path')
     return Path(checkpoint).expanduser()
 
 
-def cached_download(url: str) -> Path:
-    """Return the local path of ``url``, and download it first if needed.
-
-    In distributed training all processes must call this. If the download fails, all of them raise the same error.
-    """
-    path = cache_path(url)
+def _cached(checkpoint: str, find: Callable[[], Path | None], download: Callable[[], str | None]) -> Path:
+    """Return the path that ``find`` returns, after a download by one process per file system if needed."""
     # Rank 0 downloads. The first process of another node downloads again only if its node has a file system of its own.
     for downloads in (is_main_process(), os.environ.get('LOCAL_RANK', '0') == '0'):
-        error = _try_download(url, path) if downloads and not path.exists() else None
+        error = download() if downloads and find() is None else None
         # Without this exchange, the other processes would wait for a failed one until they time out.
         if errors := [error for error in all_gather_object(error) if error]:
             raise UserError(f'download failed ({errors[0]}); download the file yourself and use its path')
+    path = find()
+    if path is None:  # another process removed it
+        raise UserError(f'{checkpoint} is no longer in the cache; start again')
     return path
 
 
@@ -51,8 +72,9 @@ def cache_path(url: str) -> Path:
 
 def _try_download(url: str, path: Path) -> str | None:
     """Download to a temporary file and rename it. Return the error message if that fails."""
+    request = Request(url, headers={'User-Agent': 'mmplugin'})
     try:
-        with urlopen(Request(url, headers={'User-Agent': 'mmplugin'})) as response, atomic_write(path) as draft:
+        with urlopen(request, timeout=TIMEOUT) as response, atomic_write(path) as draft:
             size = int(response.headers.get('Content-Length') or 0)
             progress = wrap_file(response, size, description=f'Downloading {path.name}', console=Console(stderr=True))
             with progress as source, draft.open('wb') as file:

@@ -2,14 +2,17 @@
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
+from mmengine.logging import print_log
 
 from mmplugin.config_edits import is_segmentation
+from mmplugin.engine.cfg_options import CfgOptions
 from mmplugin.engine.config import load_config
+from mmplugin.engine.data_options import add_data_arguments, data_options
 from mmplugin.errors import UserError
 
 # Launchers, and the environment variables that they set.
@@ -21,31 +24,15 @@ LAUNCHERS = {
 }
 
 
-class CfgOptions(DictAction):
-    """mmengine's ``key=value ...``, with a message instead of a traceback for a word without ``=``."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Sequence[str],
-        option_string: str | None = None,
-    ) -> None:
-        """Parse the words of the option."""
-        for value in values:
-            if '=' not in value:
-                parser.error(f"{option_string}: '{value}' is not key=value, such as train_dataloader.batch_size=4")
-        super().__call__(parser, namespace, values, option_string)
-
-
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of both training and testing."""
     parser.add_argument('config', help='a file, or the name of a config: maskrcnn_v2_s2, semfpn_evit_m4, ...')
     parser.add_argument('--mini', action='store_true', help='use the built-in data set and sizes for two CPU cores')
-    parser.add_argument('--data-root', help='folder of your data (with --mini: folder of the built-in data set)')
-    parser.add_argument('--classes', help='class names, separated by commas; default: those in the annotations')
+    add_data_arguments(parser)
     parser.add_argument('--work-dir', help='folder of the results; default: work_dirs/CONFIG')
-    parser.add_argument('--cfg-options', nargs='+', action=CfgOptions, help='settings to override: key=value ...')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=CfgOptions, help='any other settings: key=value, or +key=value to add a key'
+    )
     parser.add_argument(
         '--trust', action='store_true', help='run code that checkpoints may contain; only for files of people you trust'
     )
@@ -55,22 +42,42 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--tensorboard', action='store_true', help='also log to TensorBoard')
 
 
-def config_from(options: argparse.Namespace, starts_from_weights: bool = True) -> Config:
+def is_first_process() -> bool:
+    """Return whether this is rank 0, from what launchers set before there is a process group."""
+    return all(os.environ.get(name, '0') == '0' for name in ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK'))
+
+
+def config_from(
+    options: argparse.Namespace,
+    starts_from_weights: bool = True,
+    apply_overrides_: Callable[[Config, argparse.Namespace], list[str]] | None = None,
+) -> Config:
     """Load the config that the common arguments describe.
 
     Args:
         options: The parsed arguments.
         starts_from_weights: Whether the backbone starts from the weights of its config, rather than a checkpoint.
+        apply_overrides_: Function that applies the other options, and returns what changes.
     """
     _require_launcher(options.launcher)
     os.environ.setdefault('LOCAL_RANK', str(options.local_rank))
+
+    def edit_(cfg: Config) -> None:
+        changes = apply_overrides_(cfg, options) if apply_overrides_ else []
+        if changes and is_first_process():
+            print_log(f'Settings: {"; ".join(changes)}.', 'current')
+
     cfg = load_config(
         options.config,
         mini=options.mini,
         data_root=options.data_root,
         classes=options.classes.split(',') if options.classes else None,
+        data_options=data_options(options),
+        work_dir=options.work_dir,
         cfg_options=options.cfg_options,
         starts_from_weights=starts_from_weights and 'load_from' not in (options.cfg_options or {}),
+        weights=getattr(options, 'weights', None),
+        edit_=edit_,
     )
     name = Path(options.config).stem + ('-mini' if options.mini else '')
     cfg.work_dir = options.work_dir or cfg.get('work_dir') or f'work_dirs/{name}'

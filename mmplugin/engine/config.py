@@ -1,11 +1,14 @@
 """Load a config by path or name, and adapt it to a data set."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config
 
+from mmplugin.cpu_threads import allowed_cores, fitting_workers
+from mmplugin.engine.data_options import DataOptions
 from mmplugin.errors import UserError
 from mmplugin.paths import configs_root, find_config
 
@@ -16,8 +19,12 @@ def load_config(
     mini: bool = False,
     data_root: str | Path | None = None,
     classes: Sequence[str] | None = None,
+    data_options: DataOptions | None = None,
+    work_dir: str | Path | None = None,
     cfg_options: dict[str, Any] | None = None,
-    starts_from_weights: bool = True,
+    starts_from_weights: bool = False,
+    weights: str | None = None,
+    edit_: Callable[[Config], None] | None = None,
 ) -> Config:
     """Load a config and adapt it to a data set.
 
@@ -26,11 +33,16 @@ def load_config(
         mini: Use the built-in data set, drawn on first use, with sizes and a schedule for two CPU cores.
         data_root: Folder of the user's data; with ``mini``, folder of the built-in data set.
         classes: Class names of the user's data. Default: those in the annotations.
+        data_options: How to read the user's data where it does not say so itself.
+        work_dir: Folder for converted data; default: that of the config, or ``work_dirs/NAME``.
         cfg_options: Dotted keys and values, applied last.
-        starts_from_weights: Whether to say that weights of the config are missing; a checkpoint replaces them.
+        starts_from_weights: Whether the backbone starts from the weights of the config, rather than a checkpoint.
+        weights: Weights of the backbone instead of those of the config: a file, a URL, ``hf-hub:...`` or ``none``.
+        edit_: Other edits, applied before ``cfg_options``.
     """
+    from mmplugin.engine import initial_weights, own_data
     from mmplugin.engine import mini as mini_set
-    from mmplugin.engine import own_data
+    from mmplugin.engine.cfg_options import merge_cfg_options_
 
     path = find_config(name)
     try:
@@ -42,17 +54,33 @@ def load_config(
             f'{path} has no model with a backbone; add one through _base_, for example one of {configs_root()}'
         )
     cfg.setdefault('custom_imports', dict(imports=['mmplugin'], allow_failed_imports=False))
+    if path.is_relative_to(configs_root()):
+        fit_workers_(cfg)
+    if weights:
+        initial_weights.set_weights_(cfg, weights)
+    elif starts_from_weights:
+        initial_weights.prefer_local_weights_(cfg)
     if mini:
+        if not weights:
+            initial_weights.drop_missing_weights_(cfg, starts_from_weights)
         if classes:
             raise UserError('--mini has its own classes; use --classes with --data-root and without --mini')
-        mini_set.apply_(cfg, Path(data_root or 'data'), starts_from_weights)
+        mini_set.apply_(cfg, Path(data_root or 'data'))
     elif data_root:
-        own_data.apply_(cfg, Path(data_root), classes)
+        folder = Path(work_dir or cfg.get('work_dir') or f'work_dirs/{path.stem}')
+        own_data.apply_(cfg, Path(data_root), classes, data_options, folder)
     elif classes:
         raise UserError('--classes requires --data-root, the folder with the data of these classes')
+    if edit_:
+        edit_(cfg)
     if cfg_options:
-        try:
-            cfg.merge_from_dict(cfg_options)
-        except (KeyError, TypeError) as error:
-            raise UserError(f'--cfg-options does not fit {path}: {error.args[0]}') from error
+        merge_cfg_options_(cfg, cfg_options, path)
     return cfg
+
+
+def fit_workers_(cfg: Config) -> None:
+    """Reduce the data loading processes of mmplugin's own configs, which are those of a large machine, to this one."""
+    cores, gpu = allowed_cores(), torch.cuda.is_available()
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        if cfg.get(name):
+            cfg[name].num_workers = fitting_workers(cfg[name].num_workers, gpu, cores)

@@ -16,7 +16,6 @@ from mmengine.runner import Runner
 from rich.console import Console
 
 from mmplugin import stack
-from mmplugin.config_edits import is_segmentation
 from mmplugin.engine import curves
 from mmplugin.engine.result_tables import confusion_matrix, details, headline
 from mmplugin.errors import UserError
@@ -84,7 +83,7 @@ def write_report(runner: Runner, seconds: float | None = None) -> Path:
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     plots = {
         'loss': curves.loss_curve(training),
-        'metrics': curves.metric_curve(validation, 'iteration' if is_segmentation(cfg) else 'epoch'),
+        'metrics': curves.metric_curve(validation, 'epoch' if 'max_epochs' in cfg.train_cfg else 'iteration'),
     }
     page = _template().render(
         title=Path(cfg.filename or runner.work_dir).stem,

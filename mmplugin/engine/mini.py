@@ -6,7 +6,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from mmplugin.config_edits import dicts, drop_missing_weights_, is_segmentation, set_annotations_, set_classes_
+from mmplugin.config_edits import dicts, is_segmentation, set_annotations_, set_classes_
 from mmplugin.data.synthetic import ensure_mini_ade, ensure_mini_coco
 from mmplugin.data.synthetic.scene import BACKGROUND_NAMES
 
@@ -20,17 +20,10 @@ OBJECT_WEIGHT = 4.0  # six of the ten classes are objects, but they cover a sixt
 ADE_SHORT_SIDE, MINI_SHORT_SIDE, MINI_LONG_SIDE = 512, 160, 768
 
 
-def apply_(cfg: Config, root: Path, report_missing_weights: bool = True) -> None:
-    """Adapt any detection or Semantic FPN config of mmplugin.
-
-    Args:
-        cfg: The config.
-        root: Folder of the built-in data sets.
-        report_missing_weights: Say that the weights of the config are missing, if they are.
-    """
+def apply_(cfg: Config, root: Path) -> None:
+    """Adapt any detection or Semantic FPN config of mmplugin to the built-in data set in a folder."""
     segmentation = is_segmentation(cfg)
     (_segmentation_ if segmentation else _detection_)(cfg, root)
-    drop_missing_weights_(cfg, report_missing_weights)
     if not cfg.model.backbone.get('init_cfg'):
         steps = SEGMENTATION_WARM_UP if segmentation else DETECTION_WARM_UP
         cfg.custom_hooks.append(dict(type='WarmStartHook', steps=steps))

@@ -15,6 +15,7 @@ from mmplugin.config_edits import dicts, evaluator_list, is_segmentation
 from mmplugin.convert.checkpoint_io import check_target
 from mmplugin.data.splits import splits
 from mmplugin.engine.arguments import add_common_arguments, config_from
+from mmplugin.engine.overrides import add_test_overrides, apply_test_overrides_
 from mmplugin.engine.work_dir import prepare_folder
 from mmplugin.errors import UserError
 from mmplugin.tables import show
@@ -24,6 +25,7 @@ def parse(argv: Sequence[str] | None = None, prog: str | None = None) -> argpars
     """Parse the command line."""
     parser = argparse.ArgumentParser(prog=prog, description='Measure a checkpoint.')
     add_common_arguments(parser)
+    add_test_overrides(parser)
     parser.add_argument('checkpoint', help='the .pth file to measure')
     parser.add_argument(
         '--allow-partial', action='store_true', help='measure although tensors of the checkpoint do not fit the model'
@@ -80,7 +82,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         raise UserError(f'--out {options.out}: the name must end in .pkl or .pickle')
     if options.out:
         check_target(options.out, force=True)
-    cfg = config_from(options, starts_from_weights=False)
+    cfg = config_from(options, starts_from_weights=False, apply_overrides_=apply_test_overrides_)
     require_data(cfg)
     prepare_folder(cfg.work_dir)
     if options.show_dir:

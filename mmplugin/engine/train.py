@@ -15,8 +15,10 @@ from mmengine.logging import print_log
 from rich.console import Console
 from torch import nn
 
-from mmplugin.config_edits import require_weights, weights_of
-from mmplugin.engine.arguments import add_common_arguments, config_from
+from mmplugin.convert.download import is_local
+from mmplugin.engine.arguments import add_common_arguments, config_from, is_first_process
+from mmplugin.engine.initial_weights import check_weights, weights_of
+from mmplugin.engine.overrides import add_training_overrides, apply_training_overrides_
 from mmplugin.engine.resume import find_last_checkpoint
 from mmplugin.engine.work_dir import locked, mark_start, prepare_folder, remove_drafts, saved_since_start
 from mmplugin.errors import UserError
@@ -30,6 +32,10 @@ def parse(argv: Sequence[str] | None = None, prog: str | None = None) -> argpars
     """Parse the command line."""
     parser = argparse.ArgumentParser(prog=prog, description='Train a config, validate it and write a report.')
     add_common_arguments(parser)
+    add_training_overrides(parser)
+    parser.add_argument(
+        '--weights', metavar='WHICH', help='weights of the backbone: a file, a URL, hf-hub:OWNER/NAME, or none'
+    )
     parser.add_argument('--resume', nargs='?', const='auto', help='continue from the last checkpoint, or from this one')
     parser.add_argument('--amp', action='store_true', help='mixed precision: float16 on CUDA, bfloat16 on CPU')
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
@@ -58,11 +64,6 @@ def set_resume_(cfg: Config, resume: str) -> None:
     cfg.resume, cfg.load_from = True, str(path)
 
 
-def is_first_process() -> bool:
-    """Return whether this is rank 0, from what launchers set before there is a process group."""
-    return all(os.environ.get(name, '0') == '0' for name in ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK'))
-
-
 def restarted_by_torchrun() -> bool:
     """Return whether torchrun started these processes again after one of them failed."""
     return int(os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')) > 0
@@ -85,7 +86,9 @@ def checkpoint_bytes(model: nn.Module) -> int:
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Run the command; return 0."""
     options = parse(argv, prog)
-    cfg = config_from(options, starts_from_weights=options.resume is None)
+    if options.weights and options.resume:
+        raise UserError('--weights and --resume exclude each other: the checkpoint has the weights of the backbone')
+    cfg = config_from(options, options.resume is None, apply_training_overrides_)
     if options.amp:
         cuda = torch.cuda.is_available()
         cfg.optim_wrapper.update(dict(type='AmpOptimWrapper', loss_scale='dynamic') if cuda else dict(type=CPU_AMP))
@@ -118,10 +121,12 @@ def set_start_(cfg: Config, resume: str | None) -> None:
         set_resume_(cfg, resume)
     elif is_first_process() and not restarted_by_torchrun():
         mark_start(cfg.work_dir)
-    if cfg.get('load_from') is None:
-        require_weights(cfg)
-    elif (path := weights_of(cfg)) and not path.is_file():
-        cfg.model.backbone.init_cfg = None  # the checkpoint has these weights, too
+    name = weights_of(cfg)
+    if cfg.get('load_from') is not None:
+        if name and not (is_local(name) and Path(name).is_file()):
+            cfg.model.backbone.init_cfg = None  # the checkpoint has these weights, too
+    elif is_first_process():  # the others download while they build the model, if they have to
+        check_weights(cfg)
 
 
 @contextmanager

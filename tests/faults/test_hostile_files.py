@@ -135,6 +135,7 @@ def test_every_scheme_of_mmengine_uses_the_restricted_reader(monkeypatch: pytest
 READERS = {
     ('convert/checkpoint_io.py', 'safetensors.safe_open'),
     ('convert/checkpoint_io.py', 'torch.load'),  # restricted, unless --trust
+    ('convert/hub.py', 'hf_hub_download'),  # writes into the cache; the file is read by checkpoint_io
     ('engine/runner.py', 'CheckpointLoader.load_checkpoint'),  # replaced by use_safe_loader
     ('engine/runner.py', 'load'),  # a function of engine/weights.py, for what was read
 }

@@ -1,0 +1,84 @@
+"""Weights that a training starts from: found next to the user, downloaded, or replaced by random ones."""
+
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.logging import print_log
+from mmengine.registry import MODELS
+
+from mmplugin.backbones import FAMILIES
+from mmplugin.convert.download import is_local, is_remote, local_path
+from mmplugin.errors import UserError
+
+PUBLISHED = 'hf-hub:timm/'
+NONE = 'none'
+FOLDER, SUFFIXES = 'checkpoints', ('.pth', '.safetensors')
+
+
+def weights_of(cfg: Config) -> str | None:
+    """Return the checkpoint that the backbone is initialized from, if any."""
+    return (cfg.model.backbone.get('init_cfg') or {}).get('checkpoint')
+
+
+def set_weights_(cfg: Config, weights: str) -> None:
+    """Initialize the backbone from a file, a URL or ``hf-hub:OWNER/NAME``, or randomly for ``none``."""
+    backbone = cfg.model.backbone
+    if weights != NONE:
+        backbone.init_cfg = dict(type='Pretrained', checkpoint=weights)
+        return
+    backbone.init_cfg = None
+    if 'norm_eval' in backbone:
+        backbone.norm_eval = False  # the statistics of a new network have to be measured
+
+
+def prefer_local_weights_(cfg: Config) -> None:
+    """Use ``checkpoints/v2_s2.pth`` or ``.safetensors`` in place of the published weights, if it exists."""
+    name, stem = weights_of(cfg), _local_stem(cfg)
+    if stem is None or not (name or '').startswith(PUBLISHED):
+        return
+    for path in (Path(FOLDER, stem + suffix) for suffix in SUFFIXES):
+        if path.is_file():
+            print_log(f'{path} is used in place of {name}.', 'current')
+            cfg.model.backbone.init_cfg.checkpoint = str(path)
+            return
+
+
+def drop_missing_weights_(cfg: Config, report: bool = True) -> None:
+    """Fall back to a randomly initialized backbone, without frozen norms, if its weights are not on this disk."""
+    name = weights_of(cfg)
+    if name is None or (is_local(name) and Path(name).is_file()):
+        return
+    if report:
+        text = f'{name} is not on this disk: the backbone is randomly initialized and its norm layers are trainable.'
+        print_log(text, 'current')
+    set_weights_(cfg, NONE)
+
+
+def check_weights(cfg: Config) -> None:
+    """Find or download the weights of the backbone, and load them into one, before any data is read."""
+    name = weights_of(cfg)
+    if name is None:
+        return
+    try:
+        if (is_local(name) or is_remote(name)) and not local_path(name).is_file():
+            raise UserError(f'{name} does not exist')
+    except UserError as error:
+        stem = _local_stem(cfg)
+        place = f'save the file as {FOLDER}/{stem}{SUFFIXES[-1]}, or ' if stem else ''
+        raise UserError(
+            f"The backbone's weights {name} are missing: {error}.\n"
+            f'Either {place}pass its path with --weights FILE (files: docs/weights.md),\n'
+            'or name a mirror of the hub with HF_ENDPOINT=https://...,\n'
+            'or train from scratch (slow): --weights none,\n'
+            'or try the built-in data set, which needs no weights: --mini'
+        ) from error
+    if cfg.model.backbone.type in {cls.__name__ for cls in FAMILIES.values()}:
+        MODELS.build(cfg.model.backbone).init_weights()
+
+
+def _local_stem(cfg: Config) -> str | None:
+    """Return the name of a local file with the weights of the backbone, without the suffix."""
+    backbone = cfg.model.backbone
+    names = {cls.__name__: family for family, cls in FAMILIES.items()}
+    family, arch = names.get(backbone.type), backbone.get('arch')
+    return f'{family}_{arch}' if family and isinstance(arch, str) else None
