@@ -34,7 +34,7 @@ class _Folder:
         for parent, _, files in os.walk(self.path):
             below = os.path.relpath(parent, self.path)
             paths = (os.path.normpath(os.path.join(below, name)) for name in files if name.endswith(self.suffix))
-            found |= {path[: -len(self.suffix)] for path in paths}
+            found |= {path.removesuffix(self.suffix) for path in paths}
         return found
 
     def problem(self) -> Finding | None:
@@ -98,9 +98,10 @@ def _check_options(split: Split) -> Iterator[Finding]:
 def _find_pairs(split: Split) -> tuple[list[tuple[Path, Path]], list[Finding]]:
     """Return the images with their masks, and the problems of finding them."""
     prefix = split.option('data_prefix') or {}
+    suffixes = {kind: split.option(f'{kind}_suffix') for kind in ('img', 'seg_map')}  # may be empty
     images, masks = (
-        _Folder(split.key, kind, split.path(prefix.get(f'{kind}_path')), split.option(f'{kind}_suffix') or default)
-        for kind, default in (('img', '.jpg'), ('seg_map', '.png'))
+        _Folder(split.key, kind, split.path(prefix.get(f'{kind}_path')), default if found is None else found)
+        for (kind, found), default in zip(suffixes.items(), ('.jpg', '.png'), strict=True)
     )
     findings = [found for folder in (images, masks) if (found := folder.problem())]
     if findings:

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from mmengine.config import Config
 from rich.console import Console
@@ -11,8 +12,11 @@ from rich.text import Text
 from mmplugin.config_edits import is_segmentation
 from mmplugin.data.check_coco import check_coco
 from mmplugin.data.check_seg import check_seg
+from mmplugin.data.sheet import draw_sheet
 from mmplugin.engine.arguments import CfgOptions
 from mmplugin.engine.config import load_config
+from mmplugin.engine.data_options import add_data_arguments, data_options
+from mmplugin.engine.work_dir import prepare_folder
 from mmplugin.errors import UserError
 from mmplugin.findings import ERROR, NOTE, WARNING, Finding, by_severity, has_errors
 
@@ -54,12 +58,26 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     parser = argparse.ArgumentParser(prog=prog, description='Check the datasets of a config before training.')
     parser.add_argument('config', help='a config file, or the name of a config of mmplugin')
     parser.add_argument('--fast', action='store_true', help='JSON and folders, and only a few images and masks')
-    parser.add_argument('--data-root', help='folder of your own data')
-    parser.add_argument('--classes', help='your class names, separated by commas')
+    add_data_arguments(parser)
+    parser.add_argument('--sheet', help='image file with examples to look at; default: sheet.jpg in the work folder')
+    parser.add_argument('--work-dir', help='folder of converted data and of the sheet; default: work_dirs/CONFIG')
     parser.add_argument('--cfg-options', nargs='+', action=CfgOptions, help='settings to override: key=value ...')
     options = parser.parse_args(argv)
-    classes = options.classes.split(',') if options.classes else None
-    cfg = load_config(options.config, data_root=options.data_root, classes=classes, cfg_options=options.cfg_options)
+    cfg = load_config(
+        options.config,
+        data_root=options.data_root,
+        classes=options.classes.split(',') if options.classes else None,
+        data_options=data_options(options),
+        work_dir=options.work_dir,
+        cfg_options=options.cfg_options,
+    )
     findings = check_config(cfg, options.fast)
     show(findings)
-    return 2 if has_errors(findings) else 0
+    if has_errors(findings):
+        return 2
+    folder = Path(options.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(options.config).stem}')
+    target = Path(options.sheet or folder / 'sheet.jpg')
+    prepare_folder(target.parent, '--sheet' if options.sheet else '--work-dir')
+    draw_sheet(cfg, target)
+    Console(highlight=False).print(f'Look at it, a wrong class is easy to see: {target}', soft_wrap=True)
+    return 0

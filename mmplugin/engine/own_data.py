@@ -1,53 +1,131 @@
-"""``--data-root FOLDER --classes a,b,c``: adapt a config to the user's data, including heads and evaluators."""
+"""``--data-root FOLDER``: adapt a config to the user's data, including heads and evaluators."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from mmengine.config import Config
-from mmengine.logging import print_log
-from PIL import Image
 
-from mmplugin.config_edits import is_segmentation, set_annotations_, set_classes_
-from mmplugin.data.splits import sample
+from mmplugin.config_edits import evaluator_list, is_segmentation, set_annotations_, set_classes_
+from mmplugin.data.converted import FOLDER, to_coco
+from mmplugin.data.layouts import LAYOUTS, coco, find_layout
+from mmplugin.data.layouts.partition import SPLIT_NAMES
+from mmplugin.data.layouts.records import require_one_spelling
+from mmplugin.data.layouts.tree import RESULTS, Tree, read_text
+from mmplugin.engine.data_options import MASKS, DataOptions
+from mmplugin.engine.own_masks import report, segmentation_
 from mmplugin.errors import UserError
 from mmplugin.palette import palette
 
-TRAIN, VAL = ('train', 'training', 'train2017'), ('val', 'valid', 'validation', 'val2017')
-ANNOTATIONS = ('annotations/{0}.json', 'annotations/instances_{0}.json', '{0}/_annotations.coco.json', '{0}.json')
-IMAGES = ('{0}', 'images/{0}', 'images', '.')
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
-MASK_SAMPLE = 20  # masks to open
-IGNORED = 255
 
+def apply_(
+    cfg: Config,
+    root: Path,
+    classes: Sequence[str] | None,
+    options: DataOptions | None = None,
+    work_dir: Path | None = None,
+) -> None:
+    """Adapt a detection or segmentation config to the data in a folder.
 
-def apply_(cfg: Config, root: Path, classes: Sequence[str] | None) -> None:
-    """Adapt a detection or segmentation config to the data in a folder."""
+    Args:
+        cfg: The config.
+        root: The user's folder, in which nothing is written.
+        classes: Class names; default: those in the annotations.
+        options: How to read the data.
+        work_dir: Folder for converted data.
+    """
     if not root.is_dir():
         raise UserError(f'--data-root {root} is not a folder; name the folder with images and annotations')
     classes = [name.strip() for name in classes] if classes else None
-    (_segmentation_ if is_segmentation(cfg) else _detection_)(cfg, root, classes)
+    options, work_dir = options or DataOptions(), work_dir or Path(RESULTS)
+    tree = Tree(root, work_dir)
+    if is_segmentation(cfg):
+        segmentation_(cfg, tree, classes, options, work_dir / FOLDER)
+        return
+    for name in ('label_table', 'unlabelled', 'background'):
+        if getattr(options, name):
+            raise UserError(f'--{name.replace("_", "-")} is only for segmentation masks; omit it for detection')
+    if options.layout == MASKS:
+        raise UserError(f'--layout {MASKS} is only for segmentation; for detection: {", ".join(LAYOUTS)}')
+    _detection_(cfg, tree, classes, options, work_dir / FOLDER)
 
 
-def _find(root: Path, patterns: Iterable[str], split_names: Sequence[str], what: str, folder: bool) -> str:
-    tried = [pattern.format(name) for pattern in patterns for name in split_names]
-    for path in dict.fromkeys(tried):
-        if (root / path).is_dir() if folder else (root / path).is_file():
-            return path
-    raise UserError(f'{root} has no {what}: tried {", ".join(tried)}. Rename yours to one of these')
+def _detection_(cfg: Config, tree: Tree, classes: Sequence[str] | None, options: DataOptions, folder: Path) -> None:
+    layout = options.layout or find_layout(tree)
+    if layout is None:
+        raise UserError(
+            f'{tree.root} has no annotations in a known layout ({", ".join(LAYOUTS)}): for COCO tried '
+            f'{", ".join(coco.patterns("train"))}; for the others no .xml, .txt or .json file fits. See docs/data.md'
+        )
+    if not LAYOUTS[layout].find(tree):
+        raise UserError(f'--layout {layout}: {tree.root} has no {LAYOUTS[layout].title} annotations')
+    files = coco.by_split(tree) if layout == 'coco' else {}
+    if {'train', 'val'} <= files.keys():
+        classes, splits = _use_coco_files_(cfg, tree.root, files, classes), list(files)
+    else:
+        converted = to_coco(tree, layout, folder, classes, options.val_share)
+        report(tree.root, LAYOUTS[layout].title, converted)
+        classes, splits = converted.classes, converted.splits
+        for name, loader in _loaders(cfg, converted.splits):
+            loader.dataset.update(
+                data_root=str(tree.root), ann_file=str(converted.folder / f'{name}.json'), data_prefix=dict(img='')
+            )
+    _set_evaluators_(cfg, splits)
+    set_classes_(cfg, classes, palette(len(classes)))
 
 
-def _categories(path: Path) -> list[str]:
+def _loaders(cfg: Config, splits: Sequence[str]) -> list[tuple[str, Config]]:
+    """Return the dataloaders with their splits; the command ``test`` measures the test set if there is one."""
+    test = 'test' if 'test' in splits else 'val'
+    return [('train', cfg.train_dataloader), ('val', cfg.val_dataloader), (test, cfg.test_dataloader)]
+
+
+def _set_evaluators_(cfg: Config, splits: Sequence[str]) -> None:
+    """Let each evaluator compare with the annotations of its own images."""
+    datasets = cfg.val_dataloader.dataset, cfg.test_dataloader.dataset
+    val, test = (Path(dataset.data_root) / dataset.ann_file for dataset in datasets)
+    set_annotations_(cfg, val)
+    if 'test' in splits:
+        cfg.test_evaluator = [dict(evaluator) for evaluator in evaluator_list(cfg.test_evaluator)]
+        for evaluator in cfg.test_evaluator:
+            if 'ann_file' in evaluator:
+                evaluator['ann_file'] = str(test)
+
+
+def _use_coco_files_(cfg: Config, root: Path, files: dict[str, str], classes: Sequence[str] | None) -> list[str]:
+    """Use annotation files where they are; return the classes in their order, by which mmdet numbers labels."""
+    contents = {split: _read_coco(root / path) for split, path in files.items()}
+    if 'test' in files and not contents['test'].get('annotations'):
+        del files['test']  # images without annotations, as in COCO's own test set
+    orders = {split: _in_file_order(root / files[split], contents[split], classes) for split in files}
+    for split, order in orders.items():
+        if order != orders['train']:
+            raise UserError(
+                f'{root / files[split]} lists categories as {", ".join(order)}, the training file as '
+                f'{", ".join(orders["train"])}; labels would have the wrong names. Write both in the same order'
+            )
+    require_one_spelling(dict.fromkeys(orders['train'], 0))
+    for split, loader in _loaders(cfg, list(files)):
+        images = _image_folder(root, files[split], split, contents[split])
+        loader.dataset.update(data_root=str(root), ann_file=files[split], data_prefix=dict(img=images))
+    return orders['train']
+
+
+def _read_coco(path: Path) -> dict:
     try:
-        return [category['name'] for category in json.loads(path.read_text(encoding='utf-8'))['categories']]
-    except (ValueError, KeyError, TypeError) as error:
+        content = json.loads(read_text(path))
+        if not all(isinstance(category['name'], str) for category in content['categories']):
+            raise TypeError('a category name is not a text')
+        return content
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f'{path} is not a COCO file: {error!r}. It needs images, annotations and categories') from error
 
 
-def _in_file_order(path: Path, classes: Sequence[str] | None) -> list[str]:
-    """Return the classes, or all categories, in the order of the file, by which mmdet numbers labels."""
-    categories = _categories(path)
+def _in_file_order(path: Path, content: dict, classes: Sequence[str] | None) -> list[str]:
+    """Return the classes, or all categories, in the order of the file."""
+    categories = [category['name'] for category in content['categories']]
     unknown = [name for name in classes or () if name not in categories]
     if unknown:
         raise UserError(
@@ -56,83 +134,14 @@ def _in_file_order(path: Path, classes: Sequence[str] | None) -> list[str]:
     return [name for name in categories if not classes or name in classes]
 
 
-def _image_folder(root: Path, annotations: str, split_names: Sequence[str]) -> str:
+def _image_folder(root: Path, annotations: str, split: str, content: dict) -> str:
     """Return the folder that the file names in the annotations are relative to."""
-    images = json.loads((root / annotations).read_text(encoding='utf-8')).get('images') or []
-    if not images:
-        raise UserError(f'{root / annotations} lists no images; add them, or name another file')
-    name = images[0]['file_name']
-    tried = [pattern.format(split) for pattern in IMAGES for split in split_names] + [str(Path(annotations).parent)]
-    for folder in dict.fromkeys(tried):
+    try:
+        name = content['images'][0]['file_name']
+    except (KeyError, IndexError, TypeError) as error:
+        raise UserError(f'{root / annotations} lists no images; add them, or name another file') from error
+    tried = [pattern.format(word) for pattern in coco.IMAGES for word in SPLIT_NAMES[split]]
+    for folder in dict.fromkeys([*tried, str(Path(annotations).parent)]):
         if (root / folder / name).is_file():
             return '' if folder == '.' else f'{folder}/'
     raise UserError(f'{root / annotations} lists {name}, which is in none of {", ".join(dict.fromkeys(tried))}')
-
-
-def _annotations(root: Path, split_names: Sequence[str]) -> str:
-    return _find(root, ANNOTATIONS, split_names, f'annotations for {split_names[0]}', folder=False)
-
-
-def _detection_(cfg: Config, root: Path, classes: Sequence[str] | None) -> None:
-    classes = _in_file_order(root / _annotations(root, TRAIN), classes)
-    for loader, split_names in ((cfg.train_dataloader, TRAIN), (cfg.val_dataloader, VAL), (cfg.test_dataloader, VAL)):
-        annotations = _annotations(root, split_names)
-        order = _in_file_order(root / annotations, classes)
-        if order != classes:
-            raise UserError(
-                f'{root / annotations} lists categories as {", ".join(order)}, the training file as '
-                f'{", ".join(classes)}; labels would have the wrong names. Write both in the same order'
-            )
-        images = _image_folder(root, annotations, split_names)
-        loader.dataset.update(data_root=str(root), ann_file=annotations, data_prefix=dict(img=images))
-    set_annotations_(cfg, root / cfg.val_dataloader.dataset.ann_file)
-    set_classes_(cfg, classes, palette(len(classes)))
-
-
-def _segmentation_(cfg: Config, root: Path, classes: Sequence[str] | None) -> None:
-    if not classes:
-        raise UserError('--data-root for segmentation needs --classes: the names in the order of their labels, from 0')
-    for loader, split_names in ((cfg.train_dataloader, TRAIN), (cfg.val_dataloader, VAL), (cfg.test_dataloader, VAL)):
-        name = split_names[0]
-        images = _find(root, ('images/{0}', '{0}/images'), split_names, f'images for {name}', folder=True)
-        masks = ('annotations/{0}', 'labels/{0}', '{0}/labels')
-        labels = _find(root, masks, split_names, f'labels for {name}', folder=True)
-        suffixes = sorted({path.suffix for path in (root / images).iterdir() if path.suffix.lower() in SUFFIXES})
-        if len(suffixes) != 1:
-            raise UserError(
-                f'{root / images} has images with the suffixes {", ".join(suffixes) or "(none)"}; '
-                f'exactly one is allowed, of {", ".join(SUFFIXES)}'
-            )
-        loader.dataset.update(
-            type='BaseSegDataset',
-            data_root=str(root),
-            data_prefix=dict(img_path=images, seg_map_path=labels),
-            img_suffix=suffixes[0],
-            seg_map_suffix='.png',
-        )
-    labels = cfg.train_dataloader.dataset.data_prefix.seg_map_path
-    reduce_zero_label = _zero_is_unlabeled(root / labels, len(classes))
-    if reduce_zero_label:
-        print_log(
-            f'{root / labels} has labels up to {len(classes)} for {len(classes)} classes: 0 is read as unlabeled, 1 as '
-            f'{classes[0]!r} (reduce_zero_label=True). If 0 is a class, name it first in --classes.',
-            'current',
-        )
-    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
-        loader.dataset.reduce_zero_label = reduce_zero_label
-    set_classes_(cfg, classes, palette(len(classes)))
-
-
-def _zero_is_unlabeled(labels: Path, count: int) -> bool:
-    """Return whether the masks number ``count`` classes from 1, as ADE20K does. Open a sample of them only."""
-    seen = set()
-    for path in sample(sorted(labels.rglob('*.png')), MASK_SAMPLE):
-        try:
-            with Image.open(path) as mask:
-                pixels = np.asarray(mask)
-        except (OSError, SyntaxError):  # a broken PNG: the data check names the file
-            continue
-        if pixels.ndim == 2:  # otherwise colors, not labels
-            seen.update(np.unique(pixels).tolist())
-    # A single class needs a second one next to it: 0 is then an unnamed background.
-    return count > 1 and max(seen - {IGNORED}, default=0) == count

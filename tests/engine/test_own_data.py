@@ -1,14 +1,20 @@
 """``--data-root FOLDER --classes a,b``: the user's data, in common layouts."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from mmengine.config import Config
+from PIL import Image
 
+from mmplugin.cli import main
+from mmplugin.engine.check_data import check_config
 from mmplugin.engine.config import load_config
+from mmplugin.engine.data_options import DataOptions
 from mmplugin.errors import UserError
 
 CAT, DOG = {'id': 7, 'name': 'cat'}, {'id': 9, 'name': 'dog'}
@@ -93,73 +99,220 @@ def test_files_with_different_orders_of_categories_are_refused(tmp_path: Path):
     load_config('retinanet_v2_s0', data_root=tmp_path, classes=['dog'])
 
 
+def test_a_test_set_is_measured_by_test_and_never_trained_on(tmp_path: Path):
+    for split in ('train', 'valid', 'test'):
+        _coco(tmp_path, f'{split}/_annotations.coco.json', split, split)
+    cfg = load_config('retinanet_v2_s0', data_root=tmp_path)
+    files = [cfg[f'{split}_dataloader'].dataset.ann_file for split in ('train', 'val', 'test')]
+    assert files == [f'{split}/_annotations.coco.json' for split in ('train', 'valid', 'test')]
+    assert cfg.val_evaluator.ann_file.endswith('valid/_annotations.coco.json')
+    assert cfg.test_evaluator[0]['ann_file'].endswith('test/_annotations.coco.json')
+
+
+def _write(root: Path, folder: str, name: str, pixels: list) -> None:
+    (root / folder).mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.array(pixels, dtype=np.uint8)).save(root / folder / name)
+
+
+def _masks(root: Path, pixels: list, splits: Sequence[str] = ('train', 'val')) -> None:
+    for split in splits:
+        _write(root, f'images/{split}', 'a.png', np.zeros(np.shape(pixels)[:2]).tolist())
+        _write(root, f'labels/{split}', 'a.png', pixels)
+
+
+def _segmentation(root: Path, classes: str | None, **options) -> Config:
+    return load_config(
+        'semfpn_v2_s0',
+        data_root=root,
+        classes=classes.split(',') if classes else None,
+        data_options=DataOptions(**options),
+        work_dir=root / 'work',
+    )
+
+
+def _labels(cfg: Config) -> list[int]:
+    """Return what mmseg loads for the first training image."""
+    from mmseg.datasets import BaseSegDataset
+
+    dataset = cfg.train_dataloader.dataset
+    (loaded, *_) = BaseSegDataset(**_without_type(dataset), pipeline=[dict(type='mmseg.LoadAnnotations')])
+    assert Path(loaded['img_path']).is_file()
+    return loaded['gt_seg_map'].ravel().tolist()
+
+
 def test_segmentation_folder(tmp_path: Path):
-    for split in ('train', 'val'):
-        for kind in ('images', 'labels'):
-            (tmp_path / kind / split).mkdir(parents=True)
-        (tmp_path / 'images' / split / 'a.png').touch()
-    cfg = load_config('semfpn_v2_s0', data_root=tmp_path, classes=['road', 'rest'])
+    _masks(tmp_path, [[0, 1, 1, 0]])
+    cfg = _segmentation(tmp_path, 'road,rest')
     dataset = cfg.val_dataloader.dataset
     assert (dataset.type, dataset.img_suffix, dataset.reduce_zero_label) == ('BaseSegDataset', '.png', False)
     assert dataset.data_prefix == dict(img_path='images/val', seg_map_path='labels/val')
     assert cfg.model.decode_head.num_classes == 2
 
 
-def _masks(root: Path, pixels: list) -> None:
-    for split in ('train', 'val'):
-        for kind in ('images', 'labels'):
-            (root / kind / split).mkdir(parents=True)
-            cv2.imwrite(str(root / kind / split / 'a.png'), np.array(pixels, dtype=np.uint8))
+@pytest.mark.parametrize(
+    ('pixels', 'classes', 'options', 'expected'),
+    [
+        ([0, 1, 2, 255], 'a,b,c', {}, [0, 1, 2, 255]),
+        ([1, 2, 2, 1], 'a,b', {}, [0, 1, 1, 0]),
+        ([0, 1, 2, 255], 'a,b', dict(unlabelled=('0',)), [255, 0, 1, 255]),
+        ([0, 1, 2, 255], 'a,b', dict(unlabelled=('2',)), [0, 1, 255, 255]),
+        ([0, 1, 2, 255], 'a,b', dict(background='rest'), [0, 1, 2, 255]),
+        ([0, 1, 1, 0], 'a,b,c', dict(unlabelled=('255',)), [0, 1, 1, 0]),
+        ([0, 7, 7, 3], 'a=7,b=3', dict(unlabelled=('0',)), [255, 0, 0, 1]),
+        ([0, 7, 9, 3], 'a=7,b=3,a=9,c=0', {}, [2, 0, 0, 1]),
+        ([0, 255, 255, 0], 'a=0,b=255', {}, [0, 1, 1, 0]),
+        ([0, 1, 2, 1], 'a,void,b', dict(unlabelled=('void',)), [0, 255, 1, 255]),
+    ],
+)
+def test_masks_are_loaded_as_they_were_understood(tmp_path: Path, pixels, classes, options, expected):
+    _masks(tmp_path, [pixels])
+    cfg = _segmentation(tmp_path, classes, **options)
+    assert _labels(cfg) == expected
+    names = cfg.train_dataloader.dataset.metainfo.classes
+    assert cfg.model.decode_head.num_classes == len(names)
 
 
 @pytest.mark.parametrize(
-    ('pixels', 'classes', 'expected'),
+    ('pixels', 'classes'),
     [
-        ([[0, 1, 2, 255]], ['road', 'roof'], [255, 0, 1, 255]),  # as in ADE20K: 0 is unlabeled
-        ([[1, 2, 2, 1]], ['road', 'roof'], [0, 1, 1, 0]),
-        ([[0, 1, 1, 255]], ['road', 'roof'], [0, 1, 1, 255]),
-        ([[0, 1, 2, 255]], ['rest', 'road', 'roof'], [0, 1, 2, 255]),
-        ([[0, 1, 1, 0]], ['road'], [0, 1, 1, 0]),  # an unnamed background, which the data check reports
-        ([[0, 7, 7, 0]], ['road', 'roof'], [0, 7, 7, 0]),  # a class too many, which the data check reports
+        ([0, 1, 2, 2], 'a,b'),
+        ([0, 1, 2, 255], 'a,b'),
+        ([0, 1, 1, 0], 'a,b,c'),
+        ([0, 7, 7, 0], 'a,b'),
+        ([0, 255, 255, 0], 'a'),
+        ([0, 255, 255, 0], 'a,b'),
+        ([0, 1, 1, 0], 'a'),
     ],
 )
-def test_the_masks_decide_whether_0_is_a_class(tmp_path: Path, monkeypatch, pixels, classes, expected):
-    _masks(tmp_path, pixels)
-    lines = []
-    monkeypatch.setattr('mmplugin.engine.own_data.print_log', lambda text, logger: lines.append(text))
-    cfg = load_config('semfpn_v2_s0', data_root=tmp_path, classes=classes)
-    from mmseg.datasets import BaseSegDataset
+def test_ambiguous_masks_stop_with_the_values_and_the_options(tmp_path: Path, pixels, classes):
+    _masks(tmp_path, [pixels])
+    with pytest.raises(UserError, match='not certain') as error:
+        _segmentation(tmp_path, classes)
+    message = str(error.value)
+    for value in set(pixels):
+        assert re.search(rf'^ +{value} +{pixels.count(value) / 4:.2%} +2', message, re.MULTILINE)  # two masks
+    assert f'--classes {classes.split(",")[0]}=' in message
 
-    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
-        dataset = BaseSegDataset(**_without_type(loader.dataset), pipeline=[dict(type='mmseg.LoadAnnotations')])
-        labels = dataset[0]['gt_seg_map']
-        assert labels.ravel().tolist() == expected
-    shifted = expected != pixels[0]
-    assert [("0 is read as unlabeled, 1 as 'road'" in line) for line in lines] == [True] * shifted
+
+def test_street_scenes_with_the_unlabelled_value_last_are_asked_about_and_then_right(tmp_path: Path, capsys):
+    """Masks of 0 to 11 where 11 is unlabelled, as in CamVid's folders."""
+    names = ['sky', 'building', 'pole', 'road', 'pavement', 'tree', 'sign', 'fence', 'car', 'pedestrian', 'bicyclist']
+    for split in ('train', 'val', 'test'):
+        _write(tmp_path, split, 'a.png', [[0] * 12])
+        _write(tmp_path, f'{split}annot', 'a.png', [list(range(12))])
+    call = ['semfpn_v2_s0', '--data-root', str(tmp_path), '--classes', ','.join(names)]
+    call += ['--work-dir', str(tmp_path / 'work')]
+    assert main(['check-data', *call]) == 2
+    message = capsys.readouterr().err
+    assert "--unlabelled 0        1 is 'sky', ..., 11 is 'bicyclist', 0 unlabelled" in message
+    assert "--unlabelled 11       0 is 'sky', ..., 10 is 'bicyclist', 11 unlabelled" in message
+    assert "--background NAME    0 is 'NAME', ..., 11 is 'bicyclist'" in message
+    assert main(['check-data', *call, '--unlabelled', '11']) == 0
+    assert (tmp_path / 'work' / 'sheet.jpg').is_file()
+    cfg = _segmentation(tmp_path, ','.join(names), unlabelled=('11',))
+    assert _labels(cfg) == [*range(11), 255]
+    assert cfg.test_dataloader.dataset.data_prefix.img_path == 'test'
 
 
 def test_a_setting_of_the_user_wins_over_the_masks(tmp_path: Path):
     _masks(tmp_path, [[0, 1, 2]])
     keys = [f'{split}_dataloader.dataset.reduce_zero_label' for split in ('train', 'val', 'test')]
-    cfg = load_config('semfpn_v2_s0', data_root=tmp_path, classes=['a', 'b'], cfg_options=dict.fromkeys(keys, False))
+    options = dict(data_options=DataOptions(unlabelled=('0',)), work_dir=tmp_path / 'work')
+    cfg = load_config(
+        'semfpn_v2_s0', data_root=tmp_path, classes=['a', 'b'], cfg_options=dict.fromkeys(keys, False), **options
+    )
     assert not any(cfg[f'{split}_dataloader'].dataset.reduce_zero_label for split in ('train', 'val', 'test'))
 
 
-def test_masks_with_colors_instead_of_labels_are_skipped(tmp_path: Path):
-    _masks(tmp_path, [[[0, 1, 2], [2, 2, 2]]])  # colors
-    (tmp_path / 'labels' / 'train' / 'b.png').write_bytes(b'not an image')
-    cfg = load_config('semfpn_v2_s0', data_root=tmp_path, classes=['a', 'b'])
-    assert cfg.train_dataloader.dataset.reduce_zero_label is False
+RED, BLUE, BLACK = [255, 0, 0], [0, 0, 255], [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ('name', 'text'),
+    [
+        ('label_colors.txt', '255 0 0\ta red class\n0 0 255 \tb\n0 0 0 void\n'),
+        ('class_dict.csv', 'name,r,g,b\na red class,255,0,0\nb,0,0,255\nvoid,0,0,0\n'),
+        ('labelmap.txt', '# label:color_rgb:parts:actions\na red class:255,0,0::\nb:0,0,255::\nvoid:0,0,0::\n'),
+        ('mine.json', '{"a red class": [255, 0, 0], "b": [0, 0, 255], "void": [0, 0, 0]}'),
+        ('list.json', '[{"name": "a red class", "color": [255, 0, 0]}, {"name": "b", "color": [0, 0, 255]},'
+         '{"name": "void", "color": [0, 0, 0]}]'),
+    ],
+)  # fmt: skip
+def test_colors_are_named_by_a_table(tmp_path: Path, name: str, text: str):
+    _masks(tmp_path, [[RED, BLUE, BLACK, BLUE]])
+    (tmp_path / name).write_text(text)
+    table = tmp_path / name if name.endswith('.json') else None  # the others are found
+    cfg = _segmentation(tmp_path, None, label_table=table, unlabelled=('void',))
+    assert _labels(cfg) == [0, 1, 255, 1]
+    assert cfg.train_dataloader.dataset.metainfo.classes == ('a red class', 'b')
+    cfg = _segmentation(tmp_path, 'b,a red class', label_table=table)
+    assert _labels(cfg) == [1, 0, 255, 0]  # --classes gives the order; the others are unlabelled
+
+
+def test_colors_without_a_name_are_listed(tmp_path: Path):
+    _masks(tmp_path, [[RED, BLUE, BLACK, BLUE]])
+    with pytest.raises(UserError, match=r'--label-table FILE(.|\n)*#0000ff +50.00% +2'):
+        _segmentation(tmp_path, None)
+    (tmp_path / 'label_colors.txt').write_text('255 0 0 a\n0 0 255 b\n')
+    with pytest.raises(UserError, match=r'without a name: #000000(.|\n)*--unlabelled #000000'):
+        _segmentation(tmp_path, None)
+    assert _labels(_segmentation(tmp_path, None, unlabelled=('#000000',))) == [0, 1, 255, 1]
+
+
+def test_gray_rgb_masks_are_numbers(tmp_path: Path):
+    _masks(tmp_path, [[[0, 0, 0], [1, 1, 1], [1, 1, 1], [0, 0, 0]]])
+    assert _labels(_segmentation(tmp_path, 'a,b')) == [0, 1, 1, 0]
+
+
+def test_masks_without_a_split_get_one_and_may_have_other_suffixes(tmp_path: Path):
+    for i in range(10):
+        _write(tmp_path, 'images', f'{i}.png' if i % 2 else f'{i}.jpg', [[0] * 4])
+        _write(tmp_path, 'masks', f'{i}_mask.png', [[0, 1, 0, 1]])
+    before = sorted(tmp_path.rglob('*'))
+    cfg, again = (_segmentation(tmp_path, 'a,b') for _ in range(2))
+    assert _labels(cfg) == [0, 1, 0, 1]
+    assert cfg.train_dataloader.dataset == again.train_dataloader.dataset
+    train, val = (
+        set(Path(loader.dataset.ann_file).read_text().split()) for loader in (cfg.train_dataloader, cfg.val_dataloader)
+    )
+    assert (len(train), len(val), len(train | val)) == (8, 2, 10)
+    assert [path for path in sorted(tmp_path.rglob('*')) if 'work' not in path.parts[-4:]] == before
+    assert not [finding for finding in check_config(cfg) if finding.severity == 'error']
+
+
+def test_polygons_become_masks(tmp_path: Path):
+    for split in ('train', 'val'):
+        _coco(tmp_path, f'annotations/{split}.json', split, split)
+        path = tmp_path / f'annotations/{split}.json'
+        content = json.loads(path.read_text())
+        small = content['annotations'][0] | {'segmentation': [[10, 10, 20, 10, 20, 20, 10, 20]], 'area': 100}
+        large = dict(small, id=2, category_id=7, segmentation=[[5, 5, 35, 5, 35, 30, 5, 30]], area=750)
+        path.write_text(json.dumps(content | {'annotations': [small, large]}))
+    with pytest.raises(UserError, match=r'62\.5% of all pixels are outside'):
+        _segmentation(tmp_path, None)
+    for options, expected in ((dict(unlabelled=('0',)), [255, 0, 1]), (dict(background='rest'), [0, 1, 2])):
+        cfg = _segmentation(tmp_path, None, **options)
+        labels = np.reshape(_labels(cfg), (40, 50))
+        assert [labels[0, 0], labels[25, 25], labels[15, 15]] == expected  # the small one lies over the large one
+        assert cfg.train_dataloader.dataset.metainfo.classes[-2:] == ('cat', 'dog')
+        assert not [finding for finding in check_config(cfg) if finding.severity == 'error']
 
 
 def test_messages_name_what_is_missing(tmp_path: Path):
     with pytest.raises(UserError, match=r'annotations/train\.json'):
         load_config('maskrcnn_v2_s0', data_root=tmp_path)
-    _coco(tmp_path, 'annotations/train.json', 'train', 'train')
+    for split in ('train', 'val'):
+        _coco(tmp_path, f'annotations/{split}.json', split, split)
     with pytest.raises(UserError, match=r"train\.json has no category 'cow'; allowed in --classes: cat, dog"):
         load_config('maskrcnn_v2_s0', data_root=tmp_path, classes=['cow'])
     (tmp_path / 'train' / 'train.jpg').unlink()
     with pytest.raises(UserError, match=r'lists train\.jpg, which is in none of'):
         load_config('maskrcnn_v2_s0', data_root=tmp_path)
+    masks = tmp_path / 'masks'
+    _masks(masks, [[0, 1]])
     with pytest.raises(UserError, match='needs --classes'):
-        load_config('semfpn_v2_s0', data_root=tmp_path)
+        _segmentation(masks, None)
+    with pytest.raises(UserError, match='has no images with masks'):
+        _segmentation(tmp_path / 'train', 'a')
+    with pytest.raises(UserError, match='--background is only for segmentation'):
+        load_config('maskrcnn_v2_s0', data_root=tmp_path, data_options=DataOptions(background='a'))
