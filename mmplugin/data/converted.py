@@ -176,8 +176,13 @@ def _coco(records: Sequence[Record], classes: Sequence[str]) -> dict[str, list]:
         )
         for found in record.objects:
             if found.label in ids:
-                annotation = {'id': len(annotations) + 1, 'image_id': len(images), 'category_id': ids[found.label]}
-                annotation |= {'bbox': list(found.box), 'area': found.area, 'iscrowd': int(found.ignored)}
+                annotation: dict = {'id': len(annotations) + 1, 'image_id': len(images)}
+                annotation |= {
+                    'category_id': ids[found.label],
+                    'bbox': list(found.box),
+                    'area': found.area,
+                    'iscrowd': int(found.ignored),
+                }
                 annotations.append(annotation | ({'segmentation': found.segmentation} if found.segmentation else {}))
     return {'images': images, 'annotations': annotations, 'categories': [{'id': i, 'name': n} for n, i in ids.items()]}
 
@@ -296,8 +301,9 @@ def _draw(tree: Tree, record: Record, values: Mapping[str, int]) -> np.ndarray:
 def _outline_problem(found: Object, size: tuple[int, int]) -> str:
     if found.segmentation is None:
         return 'an object with only a box; segmentation needs outlines'
-    check = polygon_problem if isinstance(found.segmentation, list) else rle_problem
-    return check(found.segmentation, size)
+    if isinstance(found.segmentation, list):
+        return polygon_problem(found.segmentation, size)
+    return rle_problem(found.segmentation, size)
 
 
 def save_mask(path: Path, labels: np.ndarray) -> None:

@@ -22,14 +22,14 @@ from mmplugin.palette import palette
 COLUMNS, ROWS = 3, 3
 CELL, GAP = 420, 8  # side of an image and space between images, in pixels
 FONT_SIZE, LINE = 15, 22
-MASK_SHARE = 0.5  # of the color of a mask over the image
+MASK_SHARE = 0.4  # of the color of a mask over the image
 SMALLEST_NAMED = 0.004  # share of the image that a region needs to be named
 MOST_NAMES = 60  # in the legend
 LOADING = ('LoadImageFromFile', 'LoadAnnotations')
 UNLABELLED, BLACK, WHITE, GRAY = 'unlabelled', (0, 0, 0), (255, 255, 255), (128, 128, 128)
 
 
-def draw_sheet(cfg: Config, target: Path) -> None:
+def draw_sheet(cfg: Config, target: Path) -> bool:
     """Draw nine training images with boxes, masks and class names into one image file.
 
     The dataset of the config loads images and annotations, so the sheet shows what training sees.
@@ -37,8 +37,14 @@ def draw_sheet(cfg: Config, target: Path) -> None:
     Args:
         cfg: A detection or segmentation config.
         target: The file; its suffix is the format.
+
+    Returns:
+        Whether there are local training images to draw.
     """
-    dataset = _dataset(cfg)
+    training = [split for split in splits(cfg) if split.name == 'train' and split.dataset_class and not split.remote]
+    if not training:
+        return False
+    dataset = _dataset(cfg, training[0].config)
     classes = list(dataset.metainfo['classes'])
     colors = palette(len(classes))
     chosen = sample(list(range(len(dataset))), COLUMNS * ROWS)
@@ -50,17 +56,17 @@ def draw_sheet(cfg: Config, target: Path) -> None:
         _arrange(cells, legend).save(target, quality=90)
     except (OSError, ValueError) as error:
         raise UserError(f'--sheet {target} cannot be written ({error}); name a .jpg or .png file') from error
+    return True
 
 
-def _dataset(cfg: Config) -> Any:
-    """Build the training dataset with a pipeline that only loads."""
+def _dataset(cfg: Config, settings: dict[str, Any]) -> Any:
+    """Build a dataset with a pipeline that only loads."""
     scope = 'mmseg' if is_segmentation(cfg) else 'mmdet'
     stack.import_quietly(f'{scope}.datasets')
-    split = next(split for split in splits(cfg) if split.name == 'train')
-    pipeline = [step for step in split.config['pipeline'] if step['type'] in LOADING]
+    pipeline = [step for step in settings['pipeline'] if str(step['type']).rpartition('.')[2] in LOADING]
     silent = redirect_stdout(StringIO())  # pycocotools prints
     with silent, DefaultScope.overwrite_default_scope(scope):
-        return import_module(f'{scope}.registry').DATASETS.build({**split.config, 'pipeline': pipeline})
+        return import_module(f'{scope}.registry').DATASETS.build({**settings, 'pipeline': pipeline})
 
 
 def _draw(loaded: dict[str, Any], classes: list[str], colors: list[tuple[int, int, int]]) -> Image.Image:
@@ -72,12 +78,10 @@ def _draw(loaded: dict[str, Any], classes: list[str], colors: list[tuple[int, in
     if 'gt_seg_map' in loaded:
         labels = cv2.resize(loaded['gt_seg_map'].astype(np.int32), size, interpolation=cv2.INTER_NEAREST)
         return _draw_regions(pixels, labels, classes, colors)
-    masks = [
-        cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST) for mask in getattr(loaded.get('gt_masks'), 'masks', [])
-    ]
     numbers = loaded['gt_bboxes_labels'].tolist()
+    masks = loaded['gt_masks'].to_ndarray() if 'gt_masks' in loaded else ()
     for mask, number in zip(masks, numbers, strict=False):
-        inside = mask.astype(bool)
+        inside = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST).astype(bool)
         pixels[inside] = (1 - MASK_SHARE) * pixels[inside] + MASK_SHARE * np.array(colors[number])
     image = Image.fromarray(pixels)
     draw = ImageDraw.Draw(image)
@@ -102,11 +106,10 @@ def _draw_regions(
         pixels[inside] = (1 - MASK_SHARE) * pixels[inside] + MASK_SHARE * np.array(color)
         if inside.mean() >= SMALLEST_NAMED:
             depth = cv2.distanceTransform(np.pad(inside, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
-            y, x = np.unravel_index(depth.argmax(), depth.shape)
-            places[label] = (int(x), int(y))
+            places[label] = divmod(int(depth.argmax()), depth.shape[1])
     image = Image.fromarray(pixels)
     draw = ImageDraw.Draw(image)
-    for label, (x, y) in places.items():
+    for label, (y, x) in places.items():
         name, color = named.get(label, (f'label {label}', BLACK))
         _write(draw, (x - draw.textlength(name, _font()) / 2, y - FONT_SIZE / 2), name, color)
     return image
@@ -130,7 +133,8 @@ def _arrange(cells: list[Image.Image], legend: list[tuple[str, tuple[int, int, i
     rows = -(-len(cells) // COLUMNS)
     width = COLUMNS * side + GAP
     draw = ImageDraw.Draw(Image.new('RGB', (1, 1)))
-    places, x, y = [], GAP, rows * side + GAP
+    places: list[tuple[float, float]] = []
+    x, y = float(GAP), rows * side + GAP
     for name, _ in legend:
         length = draw.textlength(name, _font()) + 2 * GAP
         if x + length > width and x > GAP:

@@ -78,6 +78,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     folder = Path(options.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(options.config).stem}')
     target = Path(options.sheet or folder / 'sheet.jpg')
     prepare_folder(target.parent, '--sheet' if options.sheet else '--work-dir')
-    draw_sheet(cfg, target)
-    Console(highlight=False).print(f'Look at it, a wrong class is easy to see: {target}', soft_wrap=True)
+    if draw_sheet(cfg, target):
+        console = Console(highlight=False)
+        console.print(f'Examples as training reads them (look whether the classes are right): {target}', soft_wrap=True)
     return 0

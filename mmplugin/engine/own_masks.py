@@ -190,7 +190,7 @@ def _number(
 ) -> Numbering:
     """Decide which value is which class, from what the user says and what all masks contain."""
     seen = sorted(counts.pixels)
-    values = [_value(word) for word in options.unlabelled if _value(word) is not None]
+    values = [value for word in options.unlabelled if (value := _value(word)) is not None]
     dropped = [word for word in options.unlabelled if _value(word) is None]
     explicit = _explicit(table, classes, options, counts.color)
     names = list(dict.fromkeys(explicit.values())) if explicit is not None else list(classes or ())

@@ -206,7 +206,7 @@ def test_street_scenes_with_the_unlabelled_value_last_are_asked_about_and_then_r
     message = capsys.readouterr().err
     assert "--unlabelled 0        1 is 'sky', ..., 11 is 'bicyclist', 0 unlabelled" in message
     assert "--unlabelled 11       0 is 'sky', ..., 10 is 'bicyclist', 11 unlabelled" in message
-    assert "--background NAME    0 is 'NAME', ..., 11 is 'bicyclist'" in message
+    assert "--background NAME     0 is 'NAME', ..., 11 is 'bicyclist'" in message
     assert main(['check-data', *call, '--unlabelled', '11']) == 0
     assert (tmp_path / 'work' / 'sheet.jpg').is_file()
     cfg = _segmentation(tmp_path, ','.join(names), unlabelled=('11',))

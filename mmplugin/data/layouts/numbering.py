@@ -65,13 +65,11 @@ def number_classes(seen: Sequence[int], classes: Sequence[str], unlabelled: Sequ
     numbers = [value for value in range(IGNORED) if value >= first and value not in ignored][:count]
     unknown = [value for value in values if value not in numbers]
     if unknown:
-        raise AmbiguousError(f'{count} class names, but {len(values)} values: {some(unknown, 12)} would have no name')
+        raise AmbiguousError(f'{count} class names, but {len(values)} values, of {values[0]} to {values[-1]}')
     gap = any(numbers[0] < value < numbers[-1] for value in unlabelled)
     if values != numbers and (gap or not unlabelled):
-        absent = [classes[i] for i, value in enumerate(numbers) if value not in values]
-        raise AmbiguousError(
-            f'{count} class names, but {len(values)} values; it is not certain that {some(absent)} is absent'
-        )
+        absent = [name for name, value in zip(classes, numbers, strict=True) if value not in values]
+        raise AmbiguousError(f'{count} class names, but {len(values)} values; is {some(absent)} absent?')
     if not unlabelled and count == 1 and IGNORED in seen:
         raise AmbiguousError('one class name, but 255 may be unlabelled or the class')
     if not values:
@@ -116,11 +114,11 @@ def suggestions(seen: Sequence[int], classes: Sequence[str]) -> list[str]:
             numbering = number_classes(seen, classes, [value])
         except UserError:
             continue
-        found.append(f'--unlabelled {value:<3}      {_ends(numbering)}')
+        found.append(f'--unlabelled {value:<8} {_ends(numbering)}')
     with suppress(UserError):
-        found.append(f'--background NAME    {_ends(number_classes(seen, ["NAME", *classes]))}')
+        found.append(f'--background NAME     {_ends(number_classes(seen, ["NAME", *classes]))}')
     numbered = ','.join(f'{name}={value}' for name, value in zip(classes, sorted(seen), strict=False))
-    return [*found, f'--classes {numbered}    to number every class yourself; adapt the numbers']
+    return [*found, f'--classes {numbered}  (adapt the numbers)']
 
 
 def _ends(numbering: Numbering) -> str:
