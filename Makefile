@@ -5,6 +5,8 @@ VENV_STOCK := .venv-stock
 VENV_DOCS := .venv-docs
 PYTEST := python -m pytest -q
 QUICK := -m "not slow and not faults and not gpu"
+# Two processes; the tests of a file stay together, because they share what is slow to build. -n 0: one process.
+PARALLEL ?= -n 2 --dist loadfile
 COVERAGE := --cov --cov-report=term
 WORK := work_dirs/demo
 # On Linux, PyPI's torch is the CUDA build, several gigabytes. Without an NVIDIA GPU, this index has a smaller build.
@@ -58,7 +60,7 @@ demo-seg: setup  ## train and evaluate Semantic FPN on the built-in mini set
 	@echo "The report: $(CURDIR)/$(WORK)/segmentation/report.html"
 
 test: setup  ## run the tests, except the slow and fault tests, and print the coverage
-	$(VENV)/bin/$(PYTEST) $(QUICK) $(COVERAGE)
+	$(VENV)/bin/$(PYTEST) $(QUICK) $(PARALLEL) $(COVERAGE)
 
 test-all: setup  ## run all tests, the slow ones too
 	$(VENV)/bin/$(PYTEST)
@@ -68,13 +70,13 @@ test-faults: setup  ## run the fault tests: 50 kills, signals, full disks, lost 
 
 test-stock:  ## run the tests with OpenMMLab's own last releases, in .venv-stock
 	$(call setup_env,$(VENV_STOCK),constraints-stock.txt)
-	$(VENV_STOCK)/bin/$(PYTEST) $(QUICK)
+	$(VENV_STOCK)/bin/$(PYTEST) $(QUICK) $(PARALLEL)
 
 test-gpu:  ## run the CUDA tests in the active environment; without a GPU they are skipped
 	$(GPU_PYTHON) -m pytest -q -m gpu tests/gpu
 
 coverage: setup  ## run the tests with branch coverage and write htmlcov/index.html
-	$(VENV)/bin/$(PYTEST) $(QUICK) --cov --cov-branch --cov-report=term --cov-report=html
+	$(VENV)/bin/$(PYTEST) $(QUICK) $(PARALLEL) --cov --cov-branch --cov-report=term --cov-report=html
 
 lint: setup  ## check style, format and types (ruff, mypy)
 	$(VENV)/bin/python -m ruff check .

@@ -3,9 +3,9 @@
 import os
 
 # Set before torch is imported, and inherited by the processes that tests start. More than two threads slow down small
-# tensors. Waiting threads sleep, so that other processes can use the cores.
+# tensors, and the two processes of `make test` have one each. Waiting threads sleep, so that others can use the cores.
 for _name, _value in {
-    'OMP_NUM_THREADS': '2',
+    'OMP_NUM_THREADS': '1' if 'PYTEST_XDIST_WORKER' in os.environ else '2',
     'OMP_WAIT_POLICY': 'passive',
     'MPLBACKEND': 'Agg',
     'HF_HUB_OFFLINE': '1',
