@@ -2,7 +2,7 @@
 
 OpenMP's threads spin while they wait for each other. Where another process needs a core, a spinning thread keeps the
 core from the thread that it waits for, and a training step takes several times as long. docs/performance.md has the
-figures of :func:`set_short_spin` and :func:`limit_threads`.
+figures of ``set_short_spin`` and ``limit_threads``.
 """
 
 import math

@@ -58,7 +58,7 @@ class DenseBackbone(nn.Module):
     """Stem, stages and feature maps.
 
     A family lists its variants in ``ARCHS``, builds a stem and ``self.num_stages`` stages, and passes them to
-    :meth:`finish`. Everything else (outputs, freezing, checks) happens here.
+    ``finish``. Everything else (outputs, freezing, checks) happens here.
 
     Args:
         arch: Name of a variant, or a dict with the same keys as a row of ``ARCHS``.

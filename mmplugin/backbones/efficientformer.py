@@ -188,7 +188,7 @@ class EfficientFormer(DenseBackbone):
             'upstream' 25, as in the authors' COCO checkpoints (16 in those for ADE20K).
         out_norm: A ``GroupNorm(1, C)`` on every feature map, as in the authors' dense code.
 
-    The other arguments are those of :class:`DenseBackbone`.
+    The other arguments are those of ``DenseBackbone``.
     """
 
     ARCHS: ClassVar = {

@@ -193,7 +193,7 @@ class EfficientFormerV2(DenseBackbone):
         bias_grid: Side of the stride-32 map that the bias tables were trained at: 7 (224 px) by default; with
             'upstream' 25, as in the authors' COCO checkpoints (16 in those for ADE20K).
 
-    The other arguments are those of :class:`DenseBackbone`.
+    The other arguments are those of ``DenseBackbone``.
     """
 
     # ratios: width of each feed-forward network divided by that of its stage; attention: last blocks of stages 3 and 4

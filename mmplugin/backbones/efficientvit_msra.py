@@ -107,7 +107,7 @@ def split_windows(x: Tensor) -> Tensor:
 
 
 def join_windows(x: Tensor, batch: int, height: int, width: int) -> Tensor:
-    """Undo :func:`split_windows`: (B * rows * columns, C, WINDOW, WINDOW) to (B, C, H, W), channels last."""
+    """Undo ``split_windows``: (B * rows * columns, C, WINDOW, WINDOW) to (B, C, H, W), channels last."""
     rows, columns = -(-height // WINDOW), -(-width // WINDOW)
     x = x.permute(0, 2, 3, 1).reshape(batch, rows, columns, WINDOW, WINDOW, -1).transpose(2, 3)
     x = x.reshape(batch, rows * WINDOW, columns * WINDOW, -1)  # (B, H', W', C)
@@ -235,7 +235,7 @@ class EfficientViTMSRA(DenseBackbone):
         arch: 'm0' to 'm5', or a dict with the keys of a row of ``ARCHS``.
         attention_bias: Only 'offset': the authors' dense code computes the same.
 
-    The other arguments are those of :class:`DenseBackbone`.
+    The other arguments are those of ``DenseBackbone``.
     """
 
     # kernels: sizes of the depthwise convolutions on the queries, one per head

@@ -17,7 +17,7 @@ def grow(table: Tensor) -> Tensor:
 
 
 def shrink(table: Tensor, side: int) -> Tensor:
-    """Apply the least-squares inverse of :func:`grow`."""
+    """Apply the least-squares inverse of ``grow``."""
     matrix = shrink_matrix(side, torch.device('cpu'), torch.float64)
     image = table.double().view(-1, WINDOW, WINDOW)
     return (matrix @ image @ matrix.T).flatten(1).to(table.dtype)

@@ -31,7 +31,7 @@ def read(path: str | Path, trust: bool = False) -> Mapping[str, Any]:
     Args:
         path: File of ``torch.save`` or of safetensors.
         trust: Run the code that a pickle may contain. By default, only tensors, plain values and the classes of
-            :func:`allowed_globals` are accepted.
+            ``allowed_globals`` are accepted.
     """
     path = Path(path)
     if path.is_dir():

@@ -29,7 +29,7 @@ class Result:
         state_dict: Weights that ``MODELS.build(backbone)`` loads with ``strict=True``.
         backbone: Config of the backbone: type, arch and the arguments that these weights require.
         origin: Project whose key names the source had.
-        head: Classification head, with the keys of :class:`mmplugin.convert.classifier.Classifier`.
+        head: Classification head, with the keys of ``mmplugin.convert.classifier.Classifier``.
         imagenet_tables: Bias tables that the authors' dense code stores but does not use, with mmplugin's keys.
         others: Neck and heads, with the keys of mmdet 3 and mmseg 1.
         dropped: Number of tensors that the backbone does not have, by reason.

@@ -2,7 +2,7 @@
 
 A rule is a regular expression and its replacement. The rules of a table are applied one after the other. The same table
 is used in both directions: to find the tensors in a file, and to write them. Keys of the classification head are those
-of :class:`mmplugin.convert.classifier.Classifier`.
+of ``mmplugin.convert.classifier.Classifier``.
 """
 
 import re

@@ -56,10 +56,10 @@ class CommandRunner(Runner):
     """mmengine's runner for the commands ``train`` and ``test``.
 
     Its metrics measure what the report shows, see ``detailed_evaluators``. Information about the run goes to the log
-    file; the terminal shows progress and warnings. Checkpoints must fit the model: see :mod:`mmplugin.engine.weights`.
+    file; the terminal shows progress and warnings. Checkpoints must fit the model: see ``mmplugin.engine.weights``.
 
     Attributes:
-        load: Loads weights into the model; one of the functions of :mod:`mmplugin.engine.weights`.
+        load: Loads weights into the model; one of the functions of ``mmplugin.engine.weights``.
         fit: How the weights that were loaded last compared with the model.
         resumed_at_end: Whether the checkpoint to resume from was the last one of its training.
     """

@@ -34,7 +34,7 @@ MAX_SAVED_LOGITS = 2**20
 
 
 class TalkingHeads(NamedTuple):
-    """The two linear layers that mix heads. The second has no bias here: :func:`attend` adds its effect at the end."""
+    """The two linear layers that mix heads. The second has no bias here: ``attend`` adds its effect at the end."""
 
     before_weight: Tensor  # (heads, heads)
     before_bias: Tensor  # (heads, 1)

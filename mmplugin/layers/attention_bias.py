@@ -60,7 +60,7 @@ def bias_windows(table: Tensor, height: int, width: int, stride: int = 1) -> Ten
 
 
 def _window_indices(size: int, stride: int, device: torch.device) -> Tensor:
-    """Return the entries of one side of the table that :func:`bias_windows` views: (queries, keys)."""
+    """Return the entries of one side of the table that ``bias_windows`` views: (queries, keys)."""
     keys = torch.arange(size, device=device)
     return keys[::stride, None] + keys
 
@@ -105,7 +105,7 @@ class OffsetBias(nn.Module):
 
     @staticmethod
     def rows(table: Tensor, height: int, width: int, stride: int, start: int = 0, stop: int | None = None) -> Tensor:
-        """Return the :func:`bias_windows` of the query rows from ``start`` to ``stop`` of :meth:`offsets`."""
+        """Return the ``bias_windows`` of the query rows from ``start`` to ``stop`` of ``offsets``."""
         if torch.compiler.is_compiling():  # a window's size would tie the graph to one image size: index instead
             rows, columns = (_window_indices(size, stride, table.device) for size in (height, width))
             return table[:, rows][..., columns].transpose(2, 3)

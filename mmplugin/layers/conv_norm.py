@@ -16,7 +16,7 @@ class ConvNorm(nn.Module):
 
     A norm that does not train is a scale and a shift, which are folded into the convolution: always with gradients,
     and at inference if that is less work. In training, only ``x`` is saved for backward; that is why GELU belongs to
-    the convolution after it. The state dict never changes; :meth:`fuse` folds permanently.
+    the convolution after it. The state dict never changes; ``fuse`` folds permanently.
 
     Args:
         in_channels: Channels of the input.

@@ -10,7 +10,7 @@ from .convolution import FIRST, LAST, FastConv2d
 
 
 def recompute_conv(x: Tensor, conv: FastConv2d, scale: Tensor | None, shift: Tensor | None, pre_gelu: bool) -> Tensor:
-    """Return ``conv(gelu(x)) * scale + shift``, the bias of ``conv`` ignored: see :class:`RecomputeConv`."""
+    """Return ``conv(gelu(x)) * scale + shift``, the bias of ``conv`` ignored: see ``RecomputeConv``."""
     weight = conv.weight
     if x.device.type != 'meta' and torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)

@@ -80,7 +80,7 @@ def prepack(weight: Tensor, conv: nn.Conv2d, input_shape: torch.Size) -> Tensor:
 
 
 def prepacked_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, conv: nn.Conv2d, relu: bool) -> Tensor:
-    """Convolve with a weight from :func:`prepack`, then apply ReLU if wanted."""
+    """Convolve with a weight from ``prepack``, then apply ReLU if wanted."""
     settings = conv.padding, conv.stride, conv.dilation, conv.groups
     return _mkldnn_convolution(x, weight, bias, *settings, 'relu' if relu else 'none', [], '')
 
