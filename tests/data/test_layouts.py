@@ -324,7 +324,7 @@ INVALID = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(('write', 'spoil', 'message'), INVALID)
+@pytest.mark.parametrize(('write', 'spoil', 'message'), INVALID, ids=range(len(INVALID)))
 def test_invalid_data_is_one_message_that_names_the_file(
     tmp_path: Path, write: Callable, spoil: Callable, message: str
 ):

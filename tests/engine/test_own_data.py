@@ -1,8 +1,10 @@
 """``--data-root FOLDER --classes a,b``: the user's data, in common layouts."""
 
+import copy
 import json
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import cv2
@@ -12,6 +14,7 @@ from mmengine.config import Config
 from PIL import Image
 
 from mmplugin.cli import main
+from mmplugin.engine import own_data
 from mmplugin.engine.check_data import check_config
 from mmplugin.engine.config import load_config
 from mmplugin.engine.data_options import DataOptions
@@ -120,14 +123,15 @@ def _masks(root: Path, pixels: list, splits: Sequence[str] = ('train', 'val')) -
         _write(root, f'labels/{split}', 'a.png', pixels)
 
 
+@cache
+def _base() -> Config:
+    return load_config('semfpn_v2_s0')
+
+
 def _segmentation(root: Path, classes: str | None, **options) -> Config:
-    return load_config(
-        'semfpn_v2_s0',
-        data_root=root,
-        classes=classes.split(',') if classes else None,
-        data_options=DataOptions(**options),
-        work_dir=root / 'work',
-    )
+    cfg = copy.deepcopy(_base())
+    own_data.apply_(cfg, root, classes.split(',') if classes else None, DataOptions(**options), root / 'work')
+    return cfg
 
 
 def _labels(cfg: Config) -> list[int]:
@@ -237,6 +241,7 @@ RED, BLUE, BLACK = [255, 0, 0], [0, 0, 255], [0, 0, 0]
         ('list.json', '[{"name": "a red class", "color": [255, 0, 0]}, {"name": "b", "color": [0, 0, 255]},'
          '{"name": "void", "color": [0, 0, 0]}]'),
     ],
+    ids=['CamVid', 'Kaggle', 'CVAT', 'object', 'list'],
 )  # fmt: skip
 def test_colors_are_named_by_a_table(tmp_path: Path, name: str, text: str):
     _masks(tmp_path, [[RED, BLUE, BLACK, BLUE]])
