@@ -23,6 +23,19 @@ from . import hub
 TIMEOUT = 10  # seconds without a byte from the server
 
 
+class DownloadError(UserError):
+    """A checkpoint that cannot be downloaded.
+
+    Args:
+        url: Address of the file.
+        reason: What went wrong.
+    """
+
+    def __init__(self, url: str, reason: str):
+        super().__init__(f'download failed ({reason}); download {url} yourself and use its path')
+        self.url, self.reason = url, reason
+
+
 def is_remote(checkpoint: str) -> bool:
     """Return whether a checkpoint has to be downloaded: a URL, or ``hf-hub:OWNER/NAME``."""
     return checkpoint.startswith(('http://', 'https://')) or hub.is_hub_name(checkpoint)
@@ -43,23 +56,24 @@ def local_path(checkpoint: str) -> Path:
         path = cache_path(checkpoint)
         return _cached(checkpoint, lambda: path if path.exists() else None, partial(_try_download, checkpoint, path))
     if hub.is_hub_name(checkpoint):
-        return _cached(checkpoint, partial(hub.find_cached, checkpoint), partial(hub.try_download, checkpoint))
+        url = hub.file_url(checkpoint)
+        return _cached(url, partial(hub.find_cached, checkpoint), partial(hub.try_download, checkpoint))
     if not is_local(checkpoint):
         raise UserError(f'{scheme}:// is not supported; download the file and use its path')
     return Path(checkpoint).expanduser()
 
 
-def _cached(checkpoint: str, find: Callable[[], Path | None], download: Callable[[], str | None]) -> Path:
+def _cached(url: str, find: Callable[[], Path | None], download: Callable[[], str | None]) -> Path:
     """Return the path that ``find`` returns, after a download by one process per file system if needed."""
     # Rank 0 downloads. The first process of another node downloads again only if its node has a file system of its own.
     for downloads in (is_main_process(), os.environ.get('LOCAL_RANK', '0') == '0'):
         error = download() if downloads and find() is None else None
         # Without this exchange, the other processes would wait for a failed one until they time out.
         if errors := [error for error in all_gather_object(error) if error]:
-            raise UserError(f'download failed ({errors[0]}); download the file yourself and use its path')
+            raise DownloadError(url, errors[0])
     path = find()
     if path is None:  # another process removed it
-        raise UserError(f'{checkpoint} is no longer in the cache; start again')
+        raise DownloadError(url, 'it was removed from the cache meanwhile')
     return path
 
 

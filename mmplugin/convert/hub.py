@@ -39,22 +39,27 @@ def find_cached(name: str) -> Path | None:
     return None
 
 
-def try_download(name: str) -> str | None:
-    """Download a file into the cache, complete or not at all. Return the error message if that fails."""
-    from huggingface_hub import constants, hf_hub_url
+def file_url(name: str, file: str = FILES[0]) -> str:
+    """Return the address of a file of a repository, on the mirror if there is one."""
+    from huggingface_hub import hf_hub_url
 
     repository, revision = _parse(name)
-    endpoint = constants.ENDPOINT
-    urls = {file: hf_hub_url(repository, file, revision=revision, endpoint=endpoint) for file in FILES}
+    return hf_hub_url(repository, file, revision=revision)
+
+
+def try_download(name: str) -> str | None:
+    """Download a file into the cache, complete or not at all. Return the error message if that fails."""
+    from huggingface_hub import constants
+
+    repository, revision = _parse(name)
     try:
         if constants.HF_HUB_OFFLINE:
             raise OSError('HF_HUB_OFFLINE is set')
-        for file, url in urls.items():
-            if _download(repository, file, revision, url, endpoint):
-                return None
-        raise OSError(f'{endpoint} has no repository {repository} with {" or ".join(FILES)}')
+        if any(_download(repository, file, revision, file_url(name, file)) for file in FILES):
+            return None
+        raise OSError(f'{constants.ENDPOINT} has no repository {repository} with {" or ".join(FILES)}')
     except Exception as error:  # the client raises errors of its own, of its HTTP library, and of the file system
-        return f'{_reason(error)}. The file is {urls[FILES[0]]}'
+        return _reason(error)
 
 
 def _parse(name: str) -> tuple[str, str | None]:
@@ -64,7 +69,7 @@ def _parse(name: str) -> tuple[str, str | None]:
     return match[1], match[2]
 
 
-def _download(repository: str, file: str, revision: str | None, url: str, endpoint: str) -> bool:
+def _download(repository: str, file: str, revision: str | None, url: str) -> bool:
     """Download one file; return False if the repository does not have it."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError
@@ -76,7 +81,7 @@ def _download(repository: str, file: str, revision: str | None, url: str, endpoi
         if error.response.status_code == 404:
             return False
         raise
-    path = Path(hf_hub_download(repository, file, revision=revision, endpoint=endpoint))
+    path = Path(hf_hub_download(repository, file, revision=revision))
     if _SHA256.fullmatch(metadata.etag or '') and sha256(path) != metadata.etag:
         path.resolve().unlink()
         path.unlink(missing_ok=True)
@@ -106,4 +111,5 @@ def _within(seconds: float, call: Callable[[], Any]) -> Any:
 
 def _reason(error: Exception) -> str:
     """Return the first line of what went wrong."""
-    return str(error).strip().partition('\n')[0].rstrip('.') or type(error).__name__
+    line = str(error).strip().partition('\n')[0].rstrip('.')
+    return re.sub(r'^\[Errno -?\d+\] ', '', line) or type(error).__name__

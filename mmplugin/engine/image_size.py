@@ -1,5 +1,6 @@
 """The size of images, in all pipelines and in what depends on it."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,6 +8,7 @@ from mmengine.config import Config
 
 from mmplugin.config_edits import dicts, is_segmentation
 
+LARGEST_STRIDE = 32  # of which recipes pad images to a multiple
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 # An anchor of scale s on stride t has the side s * t. A box of that size is off the nearest anchor by t / 4 in each
 # direction on average, which leaves an IoU of 0.62 for s = 2 and 0.39 for s = 1; RetinaNet assigns boxes from 0.5 on.
@@ -94,7 +96,10 @@ def _set_segmentation_(cfg: Config, height: int, width: int) -> None:
         if name == 'Pad' and step.get('size'):
             step['size'] = (width, height)
     if (cfg.model.get('data_preprocessor') or {}).get('size'):
-        cfg.model.data_preprocessor.size = (height, width)
+        # Crops are padded to what the network needs, as tested images are; padded pixels have no label.
+        cfg.model.data_preprocessor.size = tuple(
+            math.ceil(side / LARGEST_STRIDE) * LARGEST_STRIDE for side in (height, width)
+        )
 
 
 def _typical_side(scale: tuple[int, int]) -> float:
@@ -117,5 +122,7 @@ def _scale_anchors_(model: Any, factor: float) -> str:
             several = isinstance(old, list | tuple)
             new = [min(scale, max(least, round(scale * factor, 2))) for scale in (old if several else [old])]
             generator[key] = new if several else new[0]
-            text = f', anchors of {new[0]:g} strides instead of {(old[0] if several else old):g}'
+            first = old[0] if several else old
+            if new[0] != first:
+                text = f', anchors of {new[0]:g} strides instead of {first:g}'
     return text

@@ -7,7 +7,7 @@ from mmengine.logging import print_log
 from mmengine.registry import MODELS
 
 from mmplugin.backbones import FAMILIES
-from mmplugin.convert.download import is_local, is_remote, local_path
+from mmplugin.convert.download import DownloadError, is_local, is_remote, local_path
 from mmplugin.errors import UserError
 
 PUBLISHED = 'hf-hub:timm/'
@@ -61,19 +61,24 @@ def check_weights(cfg: Config) -> None:
         return
     try:
         if (is_local(name) or is_remote(name)) and not local_path(name).is_file():
-            raise UserError(f'{name} does not exist')
-    except UserError as error:
-        stem = _local_stem(cfg)
-        place = f'save the file as {FOLDER}/{stem}{SUFFIXES[-1]}, or ' if stem else ''
+            raise UserError(f"The backbone's weights {name} do not exist. {_alternatives(cfg)}")
+    except DownloadError as error:
         raise UserError(
-            f"The backbone's weights {name} are missing: {error}.\n"
-            f'Either {place}pass its path with --weights FILE (files: docs/weights.md),\n'
-            'or name a mirror of the hub with HF_ENDPOINT=https://...,\n'
-            'or train from scratch (slow): --weights none,\n'
-            'or try the built-in data set, which needs no weights: --mini'
+            f"The backbone's weights {name} cannot be downloaded: {error.reason}.\n"
+            f'Download {error.url}\non another machine or name a mirror (HF_ENDPOINT=https://...). {_alternatives(cfg)}'
         ) from error
     if cfg.model.backbone.type in {cls.__name__ for cls in FAMILIES.values()}:
         MODELS.build(cfg.model.backbone).init_weights()
+
+
+def _alternatives(cfg: Config) -> str:
+    stem = _local_stem(cfg)
+    place = f'Save the published file as {FOLDER}/{stem}{SUFFIXES[-1]}, or pass its path:' if stem else 'Pass a path:'
+    return (
+        f'{place} --weights FILE\n'
+        'Or train from scratch (slow): --weights none\n'
+        'Or try the built-in data set, which needs no weights: --mini'
+    )
 
 
 def _local_stem(cfg: Config) -> str | None:

@@ -6,8 +6,10 @@ import re
 
 from mmengine.config import Config
 
+from mmplugin.config_edits import is_segmentation
 from mmplugin.engine.image_size import LOADERS, set_size_
 from mmplugin.engine.schedule import EPOCHS, ITERATIONS, limit_warm_up_, schedulers, set_length_
+from mmplugin.errors import UserError
 
 SMALLEST_SIDE = 32  # of the backbones
 
@@ -101,6 +103,11 @@ def apply_test_overrides_(cfg: Config, options: argparse.Namespace) -> list[str]
     """Apply the options of testing. Return what changes and what follows from it, in words."""
     changes = []
     if options.batch is not None:
+        if options.batch > 1 and is_segmentation(cfg):
+            raise UserError(
+                '--batch: mmseg tests images one by one, because their sizes differ. Omit it, or if all of your images '
+                f'have the same size, use --cfg-options test_dataloader.batch_size={options.batch}'
+            )
         cfg.test_dataloader.batch_size = options.batch
         changes.append(f'{options.batch} images per iteration')
     return changes + _apply_common_(cfg, options)

@@ -62,8 +62,12 @@ def set_length_(cfg: Config, unit: str, total: int) -> str:
         _set_loop_(cfg, unit)
     cfg.train_cfg[unit] = total
     drops = f', learning rate drops after {" and ".join(map(str, milestones))}' if milestones else ''
-    word = 'epochs' if by_epoch else 'iterations'
-    return f'{total} {word}{drops}, evaluation every {cfg.train_cfg.val_interval}'
+    return f'{_count(total, by_epoch)}{drops}, evaluation after every {_count(cfg.train_cfg.val_interval, by_epoch)}'
+
+
+def _count(number: int, by_epoch: bool) -> str:
+    word = 'epoch' if by_epoch else 'iteration'
+    return f'{number} {word}' + 's' * (number != 1)
 
 
 def _set_loop_(cfg: Config, unit: str) -> None:
@@ -95,7 +99,7 @@ def limit_warm_up_(cfg: Config) -> str | None:
         longest = max(1, int(WARM_UP_SHARE * total)) if total else math.inf
         if end > longest:
             scheduler['end'] = longest
-            return f'warm-up {longest} of {total} {"epochs" if by_epoch else "iterations"}'
+            return f'warm-up of {_count(longest, by_epoch)}'
     return None
 
 

@@ -19,7 +19,10 @@ pytestmark = pytest.mark.usefixtures('tiny_sets')
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (['maskrcnn_v2_s2'], 'save the file as checkpoints/v2_s2.safetensors, or pass its path with --weights FILE'),
+        (
+            ['maskrcnn_v2_s2'],
+            'Save the published file as checkpoints/v2_s2.safetensors, or pass its path: --weights FILE',
+        ),
         (['no_model.py'], 'no_model.py has no model with a backbone'),
         (['weights.pth'], 'weights.pth is not a config that mmengine can read'),
         (['maskrcnn_v2_s2', '--cfg-options', 'custom_hooks.9.type=A'], '--cfg-options does not fit'),
