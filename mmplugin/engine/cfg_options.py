@@ -14,6 +14,7 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from mmplugin import stack
+from mmplugin.backbones import FAMILIES
 from mmplugin.config_edits import is_segmentation
 from mmplugin.errors import UserError
 from mmplugin.registration import PARTS
@@ -75,7 +76,7 @@ def _require_known(cfg: Config, key: str) -> None:
             node = node[part]
         elif not isinstance(node, dict):
             return  # None can become a dict; mmengine refuses the rest
-        elif part == DELETE or part in _arguments(cfg, node, '.'.join(parts[:depth])):
+        elif part == DELETE or part in known_arguments(cfg, node, '.'.join(parts[:depth])):
             return
         else:
             raise UserError(_message(cfg, key, node, parts, depth))
@@ -84,7 +85,7 @@ def _require_known(cfg: Config, key: str) -> None:
 def _message(cfg: Config, key: str, node: dict, parts: list[str], depth: int) -> str:
     parent, missing = '.'.join(parts[:depth]), parts[depth]
     prefix = f'{parent}.' if parent else ''
-    siblings = {*node, *_arguments(cfg, node, parent)}
+    siblings = {*node, *known_arguments(cfg, node, parent)}
     near = [prefix + name for name in get_close_matches(missing, siblings, NEAREST)]
     everywhere = list(dict.fromkeys(_keys(cfg._cfg_dict)))
     near += [name for name in everywhere if name.rpartition('.')[2] == parts[-1]]
@@ -105,7 +106,7 @@ def _keys(node: Any, prefix: str = '') -> Iterator[str]:
         yield from _keys(value, f'{prefix}{key}.')
 
 
-def _arguments(cfg: Config, node: dict, path: str) -> set[str]:
+def known_arguments(cfg: Config, node: dict, path: str) -> set[str]:
     """Return the arguments of what a dict of the config builds, apart from its ``type``."""
     callables: dict[str, Callable] = {'': Runner.__init__, 'randomness': Runner.set_randomness}
     callables |= dict.fromkeys(('train_dataloader', 'val_dataloader', 'test_dataloader'), DataLoader.__init__)
@@ -119,6 +120,8 @@ def _arguments(cfg: Config, node: dict, path: str) -> set[str]:
 
 def _find_class(cfg: Config, name: str) -> Any:
     """Return the class or function that is registered under a name, or None."""
+    if found := {cls.__name__: cls for cls in FAMILIES.values()}.get(name):
+        return found
     for modules in PARTS.values():  # these are registered as functions that import the class
         if name in modules:
             return getattr(import_module(modules[name]), name, None)
@@ -140,7 +143,7 @@ def _constructor_arguments(found: Any) -> set[str]:
     names: set[str] = set()
     for parent in found.__mro__:
         if '__init__' in vars(parent) and parent is not object:
-            parameters = inspect.signature(parent.__init__).parameters.values()
+            parameters = inspect.signature(vars(parent)['__init__']).parameters.values()
             names |= {one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
             if not any(one.kind is one.VAR_KEYWORD for one in parameters):
                 break

@@ -17,7 +17,8 @@ FOLDER, SUFFIXES = 'checkpoints', ('.pth', '.safetensors')
 
 def weights_of(cfg: Config) -> str | None:
     """Return the checkpoint that the backbone is initialized from, if any."""
-    return (cfg.model.backbone.get('init_cfg') or {}).get('checkpoint')
+    init = cfg.model.backbone.get('init_cfg')
+    return init.get('checkpoint') if isinstance(init, dict) else None  # a list says how to draw random weights
 
 
 def set_weights_(cfg: Config, weights: str) -> None:

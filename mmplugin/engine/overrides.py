@@ -7,6 +7,7 @@ import re
 from mmengine.config import Config
 
 from mmplugin.config_edits import is_segmentation
+from mmplugin.engine.cfg_options import known_arguments
 from mmplugin.engine.image_size import LOADERS, set_size_
 from mmplugin.engine.schedule import EPOCHS, ITERATIONS, limit_warm_up_, schedulers, set_length_
 from mmplugin.errors import UserError
@@ -90,9 +91,7 @@ def apply_training_overrides_(cfg: Config, options: argparse.Namespace) -> list[
     if options.lr is not None:
         changes.append(_set_rate_(cfg, options.lr))
     if options.freeze is not None:
-        cfg.model.backbone.frozen_stages = options.freeze
-        random = '' if cfg.model.backbone.get('init_cfg') or cfg.get('load_from') else ' of random weights'
-        changes.append(f'frozen_stages {options.freeze}{random}')
+        changes.append(_freeze_(cfg, options.freeze))
     if options.seed is not None:
         cfg.randomness = dict(cfg.get('randomness') or {}, seed=options.seed)
         changes.append(f'seed {options.seed}')
@@ -124,10 +123,19 @@ def _apply_common_(cfg: Config, options: argparse.Namespace) -> list[str]:
     return changes
 
 
+def _freeze_(cfg: Config, stages: int) -> str:
+    backbone = cfg.model.backbone
+    if 'frozen_stages' not in {*backbone, *known_arguments(cfg, backbone, 'model.backbone')}:
+        raise UserError(f'--freeze: {backbone.type} has no argument frozen_stages; omit it')
+    backbone.frozen_stages = stages
+    random = '' if stages < 0 or backbone.get('init_cfg') or cfg.get('load_from') else ' (randomly initialized)'
+    return f'frozen_stages {stages}{random}'
+
+
 def _set_rate_(cfg: Config, rate: float) -> str:
     """Set the learning rate; the rate at which a schedule ends keeps its ratio to it."""
     optimizer = cfg.optim_wrapper.optimizer
-    factor = rate / optimizer.lr
+    factor = rate / optimizer.get('lr', rate)
     optimizer.lr = rate
     for scheduler in schedulers(cfg):
         if scheduler.get('eta_min'):

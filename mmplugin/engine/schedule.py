@@ -9,6 +9,7 @@ from typing import Any
 from mmengine.config import Config
 
 from mmplugin.config_edits import is_segmentation
+from mmplugin.errors import UserError
 
 WARM_UP_SHARE = 0.1  # of a training, at most
 LARGEST_FILE = 50e6  # bytes; larger annotations are not read only to count their images
@@ -27,7 +28,9 @@ def set_length_(cfg: Config, unit: str, total: int) -> str:
     Returns:
         What follows, in words.
     """
-    old_unit = EPOCHS if EPOCHS in cfg.train_cfg else ITERATIONS
+    old_unit = next((name for name in LOOPS if name in (cfg.get('train_cfg') or {})), None)
+    if old_unit is None:
+        raise UserError(f'--epochs and --iters: {cfg.filename} has no train_cfg with {" or ".join(LOOPS)}')
     factor = total / cfg.train_cfg[old_unit]
     by_epoch, changed = unit == EPOCHS, unit != old_unit
 
@@ -55,14 +58,15 @@ def set_length_(cfg: Config, unit: str, total: int) -> str:
     cfg.train_cfg.val_interval = interval(cfg.train_cfg.get('val_interval', 1))
     if 'val_begin' in cfg.train_cfg:
         cfg.train_cfg.val_begin = min(total, max(1, round(cfg.train_cfg.val_begin * factor)))
-    checkpoint = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
-    if 'interval' in checkpoint:
-        checkpoint.update(interval=interval(checkpoint['interval']), by_epoch=by_epoch)
+    checkpoint = cfg.setdefault('default_hooks', {}).setdefault('checkpoint', dict(type='CheckpointHook'))
+    checkpoint.update(interval=interval(checkpoint.get('interval', 1)), by_epoch=by_epoch)
+    text = _count(total, by_epoch)
     if changed:
-        _set_loop_(cfg, unit)
+        text += _set_loop_(cfg, unit)
     cfg.train_cfg[unit] = total
-    drops = f', learning rate drops after {" and ".join(map(str, milestones))}' if milestones else ''
-    return f'{_count(total, by_epoch)}{drops}, evaluation after every {_count(cfg.train_cfg.val_interval, by_epoch)}'
+    if milestones:
+        text += f', learning rate drops after {" and ".join(map(str, milestones))}'
+    return f'{text}, evaluation after every {_count(cfg.train_cfg.val_interval, by_epoch)}'
 
 
 def _count(number: int, by_epoch: bool) -> str:
@@ -70,8 +74,8 @@ def _count(number: int, by_epoch: bool) -> str:
     return f'{number} {word}' + 's' * (number != 1)
 
 
-def _set_loop_(cfg: Config, unit: str) -> None:
-    """Change the loop, and what has to count in the same unit."""
+def _set_loop_(cfg: Config, unit: str) -> str:
+    """Change the loop, and what has to count in the same unit. Return what else changes, in words."""
     by_epoch = unit == EPOCHS
     resumable = 'Resumable' in cfg.train_cfg.type
     for other in LOOPS:
@@ -82,22 +86,24 @@ def _set_loop_(cfg: Config, unit: str) -> None:
         loader.sampler = dict(type='SeededSampler', shuffle=True, endless=not by_epoch)
     else:
         loader.sampler = dict(type='DefaultSampler' if by_epoch else 'InfiniteSampler', shuffle=True)
-    if not by_epoch:
-        loader.pop('batch_sampler', None)  # groups images by aspect ratio within an epoch
-    cfg.default_hooks.logger.log_metric_by_epoch = by_epoch
-    cfg.log_processor.by_epoch = by_epoch
+    cfg.default_hooks.setdefault('logger', dict(type='LoggerHook')).update(log_metric_by_epoch=by_epoch)
+    cfg.setdefault('log_processor', dict(type='LogProcessor')).update(by_epoch=by_epoch)
+    # AspectRatioBatchSampler groups images within an epoch.
+    grouped = not by_epoch and loader.pop('batch_sampler', None)
+    return ', images not grouped by aspect ratio' if grouped else ''
 
 
 def limit_warm_up_(cfg: Config) -> str | None:
     """Shorten a warm-up of more than a tenth of the training, in which the model would hardly learn."""
-    for scheduler in schedulers(cfg):
+    for scheduler in schedulers(cfg) if cfg.get('train_cfg') else ():
         if not is_warm_up(scheduler):
             continue
         by_epoch = scheduler.get('by_epoch', True)
         total = cfg.train_cfg.get(EPOCHS) if by_epoch else total_iterations(cfg)
-        end = scheduler.get('end', math.inf)
-        longest = max(1, int(WARM_UP_SHARE * total)) if total else math.inf
-        if end > longest:
+        if total is None:
+            continue
+        longest = max(1, int(WARM_UP_SHARE * total))
+        if scheduler.get('end', math.inf) > longest:
             scheduler['end'] = longest
             return f'warm-up of {_count(longest, by_epoch)}'
     return None

@@ -136,6 +136,19 @@ def test_the_same_size_twice_changes_nothing(tmp_path: Path):
     assert load(str(tmp_path / 'once.py'), '--size', '480x640').model == once.model
 
 
+def test_a_config_without_a_training_or_without_frozen_stages_is_refused(tmp_path: Path):
+    cfg = load('retinanet_v2_s0')
+    cfg.model.backbone = dict(type='PyramidVisionTransformer')
+    cfg.pop('train_cfg')
+    cfg.dump(tmp_path / 'other.py')
+    for option, message in (
+        ('--epochs', 'has no train_cfg with max_epochs or max_iters'),
+        ('--freeze', 'PyramidVision'),
+    ):
+        with pytest.raises(UserError, match=f'{option}.*{message}'):
+            load(str(tmp_path / 'other.py'), option, '1')
+
+
 def test_testing_takes_size_batch_and_workers():
     cfg = load_for_test('retinanet_v2_s0', '--size', '240x320', '--batch', '3', '--workers', '0')
     assert (cfg.test_dataloader.batch_size, cfg.test_dataloader.num_workers) == (3, 0)
@@ -167,9 +180,9 @@ def test_what_changes_and_follows_is_said_in_one_line(monkeypatch: pytest.Monkey
     monkeypatch.setattr('mmplugin.engine.arguments.print_log', lambda text, logger: said.append(text))
     load('retinanet_v2_s0', '--iters', '1200', '--size', '240x320', '--batch', '4')
     assert said == [
-        'Settings: 1200 iterations, learning rate drops after 800 and 1100, evaluation after every 100 iterations; 4 '
-        'images per iteration at the same learning rate; warm-up of 120 iterations; images of 240x320, anchors of 2 '
-        'strides instead of 4.'
+        'Settings: 1200 iterations, images not grouped by aspect ratio, learning rate drops after 800 and 1100, '
+        'evaluation after every 100 iterations; 4 images per iteration at the same learning rate; '
+        'warm-up of 120 iterations; images of 240x320, anchors of 2 strides instead of 4.'
     ]
     monkeypatch.setenv('RANK', '1')
     load('retinanet_v2_s0', '--batch', '4')
