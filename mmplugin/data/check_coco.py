@@ -123,11 +123,18 @@ def _read(path: Path, split: Split) -> dict | Finding:
         return Finding(ERROR, problem, str(path), 'export the file again')
     for name, fields in KEY_FIELDS.items():
         for field in fields:
-            odd = [entry[field] for entry in content[name] if not isinstance(entry.get(field, ''), int | str)]
+            odd = [entry[field] for entry in content[name] if not _is_key(entry.get(field, ''))]
             if odd:
-                problem = f'{name} whose {field!r} is not a number or a text: {some(odd)}'
+                problem = f'{name} whose {field!r} is not a number or a text: {some(map(ascii, odd))}'
                 return Finding(ERROR, problem, str(path), 'export the file again')
     return content
+
+
+def _is_key(value: Any) -> bool:
+    """Whether a value is a whole number, or a text that a file can hold. JSON can also hold halves of characters."""
+    if isinstance(value, str) and not value.isascii():
+        return not any('\ud800' <= character <= '\udfff' for character in value)
+    return isinstance(value, int | str)
 
 
 def _check_categories(file: _CocoFile) -> Iterator[Finding]:

@@ -24,7 +24,7 @@ from mmplugin.data.layouts import LAYOUTS
 from mmplugin.data.layouts.masks import Counts, MaskFolder, count, read_mask
 from mmplugin.data.layouts.numbering import IGNORED, Numbering
 from mmplugin.data.layouts.partition import arrange
-from mmplugin.data.layouts.records import Object, Record, read_each, require_one_spelling
+from mmplugin.data.layouts.records import Object, Reading, Record, read_each, require_one_spelling
 from mmplugin.data.layouts.tree import Tree
 from mmplugin.data.rle import polygon_problem, rle_problem
 from mmplugin.errors import UserError
@@ -133,7 +133,7 @@ def to_coco(tree: Tree, layout: str, folder: Path, classes: Sequence[str] | None
 
     def write(draft: Path) -> dict[str, Any]:
         reading = read(tree, layout, classes)
-        names = _chosen(reading.records, reading.classes, classes, layout)
+        names = _chosen(reading.classes, classes, layout)
         splits, summary = arrange(reading.records, lambda item: item.split, lambda item: item.image, val_share)
         for split, records in splits.items():
             _write_lines(draft / f'{split}.txt', [record.image for record in records])
@@ -144,7 +144,7 @@ def to_coco(tree: Tree, layout: str, folder: Path, classes: Sequence[str] | None
     return Converted(**{**about, 'folder': target})
 
 
-def read(tree: Tree, layout: str, classes: Sequence[str] | None) -> Any:
+def read(tree: Tree, layout: str, classes: Sequence[str] | None) -> Reading:
     """Read a folder in one of ``LAYOUTS`` and check that it has objects, and one spelling for each class."""
     reading = LAYOUTS[layout].read(tree, list(classes) if classes else None)
     counts = Counter(found.label for item in reading.records for found in item.objects)
@@ -156,7 +156,7 @@ def read(tree: Tree, layout: str, classes: Sequence[str] | None) -> Any:
     return reading
 
 
-def _chosen(records: Sequence[Record], found: Sequence[str], classes: Sequence[str] | None, layout: str) -> list[str]:
+def _chosen(found: Sequence[str], classes: Sequence[str] | None, layout: str) -> list[str]:
     unknown = [name for name in classes or () if name not in found]
     if unknown:
         raise UserError(
@@ -257,7 +257,13 @@ def draw_masks(
 
     def write(draft: Path) -> dict[str, Any]:
         reading = read(tree, layout, classes)
-        chosen = _chosen(reading.records, reading.classes, classes, layout)
+        unknown = [name for name in ignored if name not in reading.classes]
+        if unknown:
+            raise UserError(
+                f'--unlabelled {", ".join(unknown)}: neither {OUTSIDE}, which is outside all outlines, nor one of the '
+                f'classes {", ".join(reading.classes)}'
+            )
+        chosen = _chosen(reading.classes, classes, layout)
         names = [name for name in chosen if name not in ignored]
         values = {name: i + 1 for i, name in enumerate(names)} | dict.fromkeys(ignored, IGNORED)
         splits, summary = arrange(reading.records, lambda item: item.split, lambda item: item.image, val_share)

@@ -8,7 +8,7 @@ from mmengine.config import Config
 
 from mmplugin.config_edits import evaluator_list, is_segmentation, set_annotations_, set_classes_
 from mmplugin.data.converted import FOLDER, to_coco
-from mmplugin.data.layouts import LAYOUTS, coco, find_layout
+from mmplugin.data.layouts import LAYOUTS, coco, find_layout, require_files
 from mmplugin.data.layouts.partition import SPLIT_NAMES
 from mmplugin.data.layouts.records import require_one_spelling
 from mmplugin.data.layouts.tree import RESULTS, Tree, read_text
@@ -57,8 +57,7 @@ def _detection_(cfg: Config, tree: Tree, classes: Sequence[str] | None, options:
             f'{tree.root} has no annotations in a known layout ({", ".join(LAYOUTS)}): for COCO tried '
             f'{", ".join(coco.patterns("train"))}; for the others no .xml, .txt or .json file fits. See docs/data.md'
         )
-    if not LAYOUTS[layout].find(tree):
-        raise UserError(f'--layout {layout}: {tree.root} has no {LAYOUTS[layout].title} annotations')
+    require_files(tree, layout)
     files = coco.by_split(tree) if layout == 'coco' else {}
     if {'train', 'val'} <= files.keys():
         classes, splits = _use_coco_files_(cfg, tree.root, files, classes), list(files)

@@ -10,7 +10,7 @@ from mmengine.logging import print_log
 
 from mmplugin.config_edits import set_classes_
 from mmplugin.data.converted import OUTSIDE, Converted, count_masks, draw_masks, renumber, write_lists
-from mmplugin.data.layouts import LAYOUTS, find_layout, masks
+from mmplugin.data.layouts import LAYOUTS, find_layout, masks, require_files
 from mmplugin.data.layouts.label_table import LabelTable, find_table, read_table
 from mmplugin.data.layouts.masks import Counts, MaskFolder
 from mmplugin.data.layouts.numbering import (
@@ -28,7 +28,7 @@ from mmplugin.data.layouts.tree import Tree
 from mmplugin.engine.data_options import MASKS, DataOptions
 from mmplugin.errors import UserError
 from mmplugin.palette import palette
-from mmplugin.text import some
+from mmplugin.text import printable, some
 
 SHOWN = 40  # values that a table lists
 
@@ -62,6 +62,8 @@ def segmentation_(cfg: Config, tree: Tree, classes: list[str] | None, options: D
         options: How to read the data.
         folder: Folder for converted data.
     """
+    if options.background and str(OUTSIDE) in options.unlabelled:
+        raise UserError(f'--background names the value {OUTSIDE}, which --unlabelled {OUTSIDE} excludes; omit one')
     folders = masks.find(tree) if options.layout in (None, MASKS) else {}
     layout = options.layout if options.layout != MASKS else None
     if options.layout is None:
@@ -72,6 +74,7 @@ def segmentation_(cfg: Config, tree: Tree, classes: list[str] | None, options: D
                 f'{MASKS} or --layout {layout}'
             )
     if layout:
+        require_files(tree, layout)
         sources, numbering = _from_polygons(tree, layout, classes, options, folder)
     elif folders:
         sources, numbering = _from_masks(tree, folders, classes, options, folder)
@@ -104,7 +107,7 @@ def report(root: Path, title: str, converted: Converted) -> None:
         'current',
     )
     for warning in converted.warnings:
-        print_log(f'{root}: {warning}', 'current', logging.WARNING)
+        print_log(printable(f'{root}: {warning}'), 'current', logging.WARNING)
 
 
 def _nothing_found(tree: Tree) -> str:
@@ -127,7 +130,7 @@ def _from_masks(
         table = read_table(path)
         print_log(f'The colors of the masks are named in {path}', 'current')
     numbering = _number(tree, counts, table, classes, options)
-    print_log(_understood(tree, counts, numbering), 'current')
+    print_log(printable(_understood(tree, counts, numbering), keep='\n'), 'current')
     converted: dict[str, Path] = {}
     same_suffix = all(found.image_suffix for found in folders.values())
     if counts.color or not counts.plain or not same_suffix or not (numbering.is_identity or numbering.reduces_zero):
@@ -160,7 +163,7 @@ def _from_masks(
 def _from_polygons(
     tree: Tree, layout: str, classes: list[str] | None, options: DataOptions, folder: Path
 ) -> tuple[dict[str, Source], Numbering]:
-    ignored = [word for word in options.unlabelled if not word.isdigit()]
+    ignored = [word for word in options.unlabelled if word not in (str(OUTSIDE), str(IGNORED))]
     converted, pixels = draw_masks(tree, layout, folder, classes, ignored, options.val_share)
     report(tree.root, LAYOUTS[layout].title, converted)
     outside = pixels.pop(OUTSIDE, 0)

@@ -295,6 +295,12 @@ def test_polygons_become_masks(tmp_path: Path):
         path.write_text(json.dumps(content | {'annotations': [small, large]}))
     with pytest.raises(UserError, match=r'62\.5% of all pixels are outside'):
         _segmentation(tmp_path, None)
+    with pytest.raises(UserError, match='--unlabelled cow: neither 0'):
+        _segmentation(tmp_path, None, unlabelled=('cow',))
+    with pytest.raises(UserError, match='omit one'):
+        _segmentation(tmp_path, None, unlabelled=('0',), background='rest')
+    with pytest.raises(UserError, match=r'--layout labelme: .* has no LabelMe annotations'):
+        _segmentation(tmp_path, None, layout='labelme')
     for options, expected in ((dict(unlabelled=('0',)), [255, 0, 1]), (dict(background='rest'), [0, 1, 2])):
         cfg = _segmentation(tmp_path, None, **options)
         labels = np.reshape(_labels(cfg), (40, 50))

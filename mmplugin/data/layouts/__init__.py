@@ -54,3 +54,9 @@ def find_layout(tree: Tree, allowed: Sequence[str] = ()) -> str | None:
         choice = ' or '.join(f'--layout {name}' for name in found)
         raise UserError(f'{tree.root} has annotation files in several layouts ({listed}). Choose with {choice}')
     return next(iter(found), None)
+
+
+def require_files(tree: Tree, layout: str) -> None:
+    """Raise a ``UserError`` if a folder has no annotation files in the layout that the user chose."""
+    if not LAYOUTS[layout].find(tree):
+        raise UserError(f'--layout {layout}: {tree.root} has no {LAYOUTS[layout].title} annotations')
