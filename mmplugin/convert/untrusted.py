@@ -14,6 +14,8 @@ from mmplugin.errors import UserError
 from mmplugin.text import printable
 
 CHUNK = 1 << 20  # bytes read at a time
+REAL = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64, torch.complex128)
+WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
 LARGEST_EXPANDED = 1 << 30  # bytes that a tensor may have without storing them, as torch.Tensor.expand() makes it
 
 
@@ -85,6 +87,8 @@ def _problem(tensor: torch.Tensor) -> str | None:
         return 'a meta tensor without values'
     if tensor.is_quantized:
         return 'a quantized tensor'
+    if tensor.dtype not in (*REAL, *WHOLE):  # torch can store others, but lacks the operators to check them
+        return f'of type {str(tensor.dtype).removeprefix("torch.")}'
     declared, stored = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
     if declared > max(stored, LARGEST_EXPANDED):
         return f'declared as {" x ".join(map(str, tensor.shape))} elements, but stored in {stored} bytes'

@@ -19,6 +19,7 @@ from mmplugin.engine.data_options import add_data_arguments, data_options
 from mmplugin.engine.work_dir import prepare_folder
 from mmplugin.errors import UserError
 from mmplugin.findings import ERROR, NOTE, WARNING, Finding, by_severity, has_errors
+from mmplugin.text import printable
 
 _STYLE = {ERROR: 'bold red', WARNING: 'yellow', NOTE: 'dim'}
 
@@ -48,7 +49,8 @@ def show(findings: Sequence[Finding], console: Console | None = None) -> None:
     # One column for everything but the severity: with more, an 80-character terminal would cut paths and settings.
     table = Table('', Column('problem, where it is, and how to fix it', overflow='fold'), show_lines=True)
     for finding in findings:
-        text = Text.assemble(finding.problem, ('\nwhere  ', 'dim'), finding.where, ('\nfix    ', 'dim'), finding.fix)
+        problem, where, fix = (printable(part, keep='\n') for part in (finding.problem, finding.where, finding.fix))
+        text = Text.assemble(problem, ('\nwhere  ', 'dim'), where, ('\nfix    ', 'dim'), fix)
         table.add_row(Text(finding.severity, style=_STYLE[finding.severity]), text)
     console.print(table)
 

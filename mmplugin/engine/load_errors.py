@@ -16,7 +16,9 @@ class NamedLoad:
     def __call__(self, results: dict) -> dict | None:
         """Run the transform."""
         try:
-            return self.transform(results)
+            loaded = self.transform(results)
+            _check_mask_size(loaded)
+            return loaded
         except UserError:
             raise
         except Exception as error:  # decoders raise anything: OSError, SyntaxError, cv2.error, AttributeError of None
@@ -29,6 +31,19 @@ class NamedLoad:
 
     def __repr__(self) -> str:
         return repr(self.transform)
+
+
+def _check_mask_size(results: dict | None) -> None:
+    """Refuse a segmentation mask of another size than its image, which no later step could name."""
+    if not results or results.get('gt_seg_map') is None or 'ori_shape' not in results:
+        return
+    mask, image = results['gt_seg_map'].shape[:2], tuple(results['ori_shape'][:2])
+    if mask != image:
+        raise UserError(
+            f'{results.get("seg_map_path", "a mask")} has {mask[1]}x{mask[0]} pixels, but its image '
+            f'{results.get("img_path", "")} has {image[1]}x{image[0]}. If they are swapped, the image has an EXIF '
+            'rotation: save it upright. `mmplugin check-data` lists all such files'
+        )
 
 
 def name_files_in_errors_(dataset: Dataset) -> None:

@@ -1,10 +1,31 @@
 """Loops that resume at any iteration, without loading the batches before it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from torch import nn
 from torch.utils.data import DataLoader
 
 from mmplugin.errors import UserError
+from mmplugin.hooks.finite_loss import image_paths
+from mmplugin.text import some
+
+
+@contextmanager
+def _tiny_images_are_named(batch: Any) -> Iterator[None]:
+    """Turn the error of a batch norm that sees a single value per channel into a message with the files of a batch."""
+    try:
+        yield
+    except ValueError as error:
+        if 'Expected more than 1 value per channel' not in str(error):
+            raise
+        raise UserError(
+            f'{some(image_paths(batch), 8) or "a batch"}: resized to the size of this config, a feature map has one '
+            'pixel, which batch norm cannot normalize. Train at a larger --size, with a larger --batch, or remove '
+            'images that are this small or narrow'
+        ) from error
 
 
 class ResumableEpochBasedTrainLoop(EpochBasedTrainLoop):
@@ -22,6 +43,11 @@ class ResumableEpochBasedTrainLoop(EpochBasedTrainLoop):
             self.run_iter(index, batch)
         self.runner.call_hook('after_train_epoch')
         self._epoch += 1
+
+    def run_iter(self, idx: int, data_batch: Any) -> None:
+        """Train one iteration."""
+        with _tiny_images_are_named(data_batch):
+            super().run_iter(idx, data_batch)
 
 
 def _without_first(loader: DataLoader, done: int) -> DataLoader:
@@ -63,3 +89,8 @@ class ResumableIterBasedTrainLoop(IterBasedTrainLoop):
         self.runner.call_hook('after_train_epoch')
         self.runner.call_hook('after_train')
         return self.runner.model
+
+    def run_iter(self, data_batch: Any) -> None:
+        """Train one iteration."""
+        with _tiny_images_are_named(data_batch):
+            super().run_iter(data_batch)

@@ -4,11 +4,13 @@ import copy
 import io
 import json
 import re
+from functools import partial
 
 import numpy as np
 import pytest
 from broken_copy import BrokenCopy
 from mmengine.config import Config
+from PIL import Image
 from rich.console import Console
 
 from mmplugin import cli
@@ -210,7 +212,45 @@ def _list(s):
     s.json['train'] = [1, 2]
 
 
+def _empty_image(s):
+    (s.root / 'train/000001.jpg').write_bytes(b'')
+
+
+def _text_image(s):
+    (s.root / 'train/000001.jpg').write_text('<html>not found</html>')
+
+
+def _rotated(s):
+    image = Image.open(s.root / 'train/000001.jpg')
+    exif = image.getexif()
+    exif[0x0112] = 6  # a quarter turn
+    image.save(s.root / 'train/000001.jpg', exif=exif)
+
+
+def _no_images(s):
+    s.json['train']['images'] = []
+
+
+def _no_annotations(s):
+    s.json['train']['annotations'] = []
+
+
+def _list_name(s):
+    s.json['train']['categories'][0]['name'] = ['fish']
+
+
+def _no_list(s):
+    s.json['train']['annotations'] = {'1': s.first}
+
+
 CASES = [
+    (_empty_image, 'error', 'unreadable images: ', 'replace'),
+    (_text_image, 'error', 'unreadable images: ', 'replace'),
+    (_rotated, 'error', 'image sizes differ from those in the file: 000001.jpg is ', 'EXIF'),
+    (_no_images, 'error', 'annotations of images that are not in the file', 'remove'),
+    (_no_annotations, 'error', 'no annotation with a box', 'export'),
+    (_list_name, 'error', "categories whose 'name' is not a number or a text: ['fish']", 'export'),
+    (_no_list, 'error', 'it has no list named annotations', 'images, annotations, categories'),
     (_rename_class, 'error', "'Fish' is 'fish' in the file", '--classes fish,tree,house,car,flower,mug'),
     (
         _reorder_classes,
@@ -255,6 +295,44 @@ CASES = [
 def test_each_damage_is_reported_with_its_fix(broken, damage, severity, problem, fix):
     damage(broken)
     broken.assert_reports(severity, problem, fix)
+
+
+def _ids(s, change):
+    for content in s.json.values():
+        for image in content['images']:
+            image['id'] = change(image['id'])
+        for annotation in content['annotations']:
+            annotation.update(id=change(annotation['id']), image_id=change(annotation['image_id']))
+
+
+def _rename_image(s):
+    image = s.json['train']['images'][0]
+    path = s.root / 'train' / image['file_name']
+    image['file_name'] = path.rename(path.with_name('ü 新\u202e.jpg')).name
+
+
+def _convert(s, mode, form):
+    path = s.root / 'train/000001.jpg'
+    Image.open(path).convert(mode).save(path, form)
+
+
+HARMLESS = {
+    'gaps': lambda s: _ids(s, lambda number: 3 * number),
+    'huge': lambda s: _ids(s, lambda number: number + 10**30),
+    'text': lambda s: _ids(s, lambda number: f'no. {number}'),
+    'crowd': lambda s: s.first.update(iscrowd=1),
+    'name': _rename_image,
+    **{
+        mode: partial(_convert, mode=mode, form=form)
+        for mode, form in (('L', 'JPEG'), ('CMYK', 'JPEG'), ('RGBA', 'PNG'))
+    },
+}
+
+
+@pytest.mark.parametrize('change', HARMLESS)
+def test_unusual_but_valid_sets_have_no_errors(broken, change):
+    HARMLESS[change](broken)
+    assert [finding for finding in broken.findings() if finding.severity == 'error'] == []
 
 
 def test_the_fast_check_opens_only_a_sample_of_the_images(broken, monkeypatch):
@@ -323,6 +401,13 @@ HOSTILE = {
     "annotations whose 'id' is not a number or a text": ('id', [1]),
     "annotations whose 'image_id' is not a number or a text": ('image_id', [1]),
     "annotations whose 'category_id' is not a number or a text": ('category_id', {'id': 1}),
+    'polygons with coordinates that are not numbers': ('segmentation', [[1, 2, None, 4, 5, 6]]),
+    'polygons with fewer than three points': ('segmentation', [[1, 2, 3, 4, 5, 6, 7]]),
+    'RLE masks without a size': ('segmentation', {'counts': 'abc'}),
+    'masks that are neither polygons nor RLE': ('segmentation', 7),
+    'boxes outside their image': ('bbox', [-500.0, -500.0, 20.0, 20.0]),
+    'boxes with NaN or infinite coordinates': ('bbox', [1.0, float('inf'), 5.0, 5.0]),
+    'annotations without a box': ('bbox', [1.0, 2.0, 3.0]),
 }
 
 
@@ -346,3 +431,14 @@ def test_a_set_of_crowds_or_of_tiny_boxes_is_an_error(broken):
         annotation.update(iscrowd=0, bbox=[50, 50, -10, -10])
     found = [finding for finding in broken.findings(fast=True) if 'smaller than one pixel' in finding.problem]
     assert found[0].severity == 'error'
+
+
+def test_a_class_name_with_half_a_character_is_reported_and_printed(broken):
+    """JSON can hold one half of a surrogate pair, which no file and no terminal can."""
+    broken.json['train']['categories'][0]['name'] = 'fish\ud800'
+    findings = broken.findings(fast=True)
+    assert any("categories whose 'name' is not a number or a text: 'fish\\ud800'" in f.problem for f in findings)
+    file = io.TextIOWrapper(io.BytesIO(), encoding='utf-8')
+    show([Finding('error', 'a\ud800\x1b[31m', 'b\ud800', 'c\ud800')], Console(file=file))
+    file.seek(0)
+    assert 'a??[31m' in file.read()

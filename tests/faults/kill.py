@@ -1,7 +1,9 @@
 """Kill trainings at random moments, resume them, and compare all weights with those of an uninterrupted run.
 
 Run as ``python tests/faults/kill.py --kills 50 --seed 0 --out kills.json``. Every story is one training that is killed
-several times with ``kill -9`` and then finished. Every other kill waits for a checkpoint that is being written.
+several times with ``kill -9`` and then finished. The kills take turns: at a random moment of the whole command, while a
+checkpoint is being written, and at a random moment after the first iteration. ``docs/scripts/kills.py`` writes the
+result into docs/reliability.md.
 """
 
 import argparse
@@ -13,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from datetime import date
 from pathlib import Path
 
 import torch
@@ -27,6 +30,7 @@ from mmplugin.engine.resume import NAME, find_last_checkpoint
 CONFIGS = {'detection': 'retinanet_evit_m0', 'segmentation': 'semfpn_evit_m0'}
 WORKERS = (0, 2)
 KILLS_PER_STORY = 5
+ANY_TIME, IN_A_SAVE, IN_TRAINING = range(3)
 
 
 @dataclass
@@ -52,7 +56,9 @@ def training(config: Path, work_dir: Path) -> Command:
     """Start a training, or continue it if it has saved a checkpoint."""
     resume = ['--resume'] if any(NAME.fullmatch(path.name) for path in work_dir.glob('*.pth')) else []
     arguments = ['train', config, '--work-dir', work_dir, '--no-check', '--no-report', *resume]
-    return Command(arguments, work_dir.with_suffix('.log'))
+    log = work_dir.with_suffix('.log')
+    log.unlink(missing_ok=True)  # what the command before it printed
+    return Command(arguments, log)
 
 
 def all_tensors(work_dir: Path) -> dict[str, torch.Tensor]:
@@ -64,12 +70,18 @@ def all_tensors(work_dir: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _kill_once(command: Command, work_dir: Path, seconds: float, in_a_save: bool) -> str | None:
-    """Kill after so many seconds, or in the next save of a checkpoint; return when, or None if the run ended before."""
-    started = time.monotonic()
-    if in_a_save:
+def _is_training(command: Command) -> bool:
+    return 'train ' in command.printed()
+
+
+def _kill_once(command: Command, work_dir: Path, seconds: float, when: int) -> str | None:
+    """Kill at a moment of this kind, ``seconds`` later; return when, or None if the run ended before."""
+    if when == IN_A_SAVE:
         command.wait_until(lambda: any(work_dir.glob('.*.pth.*.part')))
     else:
+        if when == IN_TRAINING:
+            command.wait_until(lambda: _is_training(command))
+        started = time.monotonic()
         command.wait_until(lambda: time.monotonic() - started > seconds)
     if not command.process.is_alive():
         assert command.wait() == 0, command.printed()
@@ -77,7 +89,7 @@ def _kill_once(command: Command, work_dir: Path, seconds: float, in_a_save: bool
     command.kill()
     if any(work_dir.glob(f'.*.{command.process.pid}.part')):
         return 'writing'
-    return 'training' if 'train ' in command.printed() else 'start'
+    return 'training' if _is_training(command) else 'start'
 
 
 def run(kills: int, seed: int, folder: Path, say: Callable[[str], object]) -> list[Story]:
@@ -102,8 +114,9 @@ def run(kills: int, seed: int, folder: Path, say: Callable[[str], object]) -> li
             story, work_dir = Story(kind, workers), folder / f'story{len(stories)}'
             work_dir.mkdir()
             while len(story.moments) < min(KILLS_PER_STORY, kills - done):
-                in_a_save = len(story.moments) % 2 == 1
-                moment = _kill_once(training(config, work_dir), work_dir, draw.uniform(0.1, 1.0) * duration, in_a_save)
+                when = len(story.moments) % 3
+                longest = 0.1 * duration if when == IN_TRAINING else 0.9 * duration  # most of it is the start
+                moment = _kill_once(training(config, work_dir), work_dir, draw.uniform(0.0, longest), when)
                 if moment is None:
                     break
                 story.moments.append(moment)
@@ -138,6 +151,8 @@ def main() -> int:
         stories = run(options.kills, options.seed, Path(folder), _say)
     moments = [moment for story in stories for moment in story.moments]
     result = {
+        'command': f'python tests/faults/kill.py --kills {options.kills} --seed {options.seed}',
+        'date': str(date.today()),
         'kills': len(moments),
         'moments': {name: moments.count(name) for name in ('start', 'training', 'writing')},
         'trainings': len(stories),

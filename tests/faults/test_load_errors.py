@@ -1,7 +1,9 @@
 """A file that cannot be loaded in the middle of an epoch ends in one message with its path."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from mmengine.dataset import BaseDataset
 from torch.utils.data import DataLoader
@@ -20,6 +22,13 @@ class LoadFailing:
         if results['sample_idx'] == 1:
             raise self.error
         return {'value': results['sample_idx']}
+
+
+class LoadNothing:
+    """A transform for samples that are loaded."""
+
+    def __call__(self, results: dict) -> dict:
+        return results
 
 
 class Samples(BaseDataset):
@@ -43,3 +52,13 @@ def test_an_unreadable_image_is_one_message_with_its_path(error: Exception, work
     assert message.startswith('1.jpg cannot be loaded (')
     assert 'Traceback' not in message
     assert '\n' not in message
+
+
+def test_a_mask_of_another_size_than_its_image_names_both():
+    sizes = dict(img_path='a.jpg', seg_map_path='a.png', ori_shape=(40, 60), img_shape=(20, 30))
+    dataset = SimpleNamespace(pipeline=SimpleNamespace(transforms=[LoadNothing()]))
+    name_files_in_errors_(dataset)
+    load = dataset.pipeline.transforms[0]
+    load({**sizes, 'gt_seg_map': np.zeros((40, 60))})  # the image may have been resized before its mask is loaded
+    with pytest.raises(UserError, match=r'a\.png has 40x60 pixels, but its image a\.jpg has 60x40\. .* EXIF'):
+        load({**sizes, 'gt_seg_map': np.zeros((60, 40))})
