@@ -22,6 +22,9 @@ class Command(NamedTuple):
 COMMANDS = {
     'train': Command('mmplugin.engine.train:main', 'CONFIG [--mini]', 'train, evaluate and write report.html'),
     'test': Command('mmplugin.engine.test:main', 'CONFIG CHECKPOINT', 'measure the AP or mIoU of a checkpoint'),
+    'predict': Command(
+        'mmplugin.engine.predict:main', 'WORK_DIR PATH...', 'predict images, folders, videos or a camera'
+    ),
     'convert': Command('mmplugin.convert.command:main', 'SRC DST', 'convert classification weights to a backbone'),
     'check-data': Command('mmplugin.engine.check_data:main', 'CONFIG', 'check the dataset of a config for errors'),
     'benchmark': Command('mmplugin.benchmark.command:main', 'CONFIG', 'measure speed and memory'),

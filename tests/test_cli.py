@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 TOOLS = {
     'train': 'train',
     'test': 'test',
+    'predict': 'predict',
     'convert_weights': 'convert',
     'check_data': 'check-data',
     'benchmark': 'benchmark',
