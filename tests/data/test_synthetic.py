@@ -27,12 +27,12 @@ def _scene(task, split, index):
 
 
 def test_mmdet_loads_exactly_the_drawn_masks(coco):
+    from mmcv.transforms import LoadImageFromFile
     from mmdet.datasets import CocoDataset
+    from mmdet.datasets.transforms import LoadAnnotations
 
-    pipeline = [
-        dict(type='mmdet.LoadImageFromFile'),
-        dict(type='mmdet.LoadAnnotations', with_bbox=True, with_mask=True),
-    ]
+    # Classes instead of names, whose meaning depends on the last scope that another test has used.
+    pipeline = [dict(type=LoadImageFromFile), dict(type=LoadAnnotations, with_bbox=True, with_mask=True)]
     dataset = CocoDataset(
         ann_file='annotations/val.json',
         data_root=str(coco.root),
