@@ -202,11 +202,30 @@ def _check_coverage(file: _CocoFile) -> Iterator[Finding]:
     if unused:
         problem = f'classes without annotations in the {split.name} set: {some(unused, 8)}'
         yield file.warning(problem, f'annotate them, or remove them from {split.key}.metainfo.classes')
+    if split.name == 'train':
+        yield from _check_filtered(file)
+
+
+def _check_filtered(file: _CocoFile) -> Iterator[Finding]:
+    """Report the training images that mmdet's ``filter_cfg`` removes."""
+    split, rules = file.split, file.split.config.get('filter_cfg') or {}
     empty = len(file.sizes.keys() - {annotation.get('image_id') for annotation in file.annotations})
-    if empty and split.name == 'train' and (split.config.get('filter_cfg') or {}).get('filter_empty_gt'):
+    if empty and rules.get('filter_empty_gt'):
         problem = f'training images without annotations, which are skipped ({empty} of {len(file.sizes)})'
         fix = f'to train on them: {split.key}.filter_cfg.filter_empty_gt=False'
         yield Finding(NOTE, problem, str(file.path), fix)
+    shortest, limit = [min(size) for size in file.sizes.values() if _are_numbers(size)], rules.get('min_size', 0)
+    small = sum(side < limit for side in shortest)
+    if small:
+        problem = (
+            f'training images with a side shorter than {limit} pixels, which are skipped ({small} of {len(file.sizes)})'
+        )
+        fix = f'to train on them: {split.key}.filter_cfg.min_size=1'
+        yield Finding(ERROR if small == len(file.sizes) else NOTE, problem, str(file.path), fix)
+
+
+def _are_numbers(size: tuple) -> bool:
+    return all(type(side) in (int, float) for side in size)
 
 
 def _check_images(file: _CocoFile, fast: bool) -> Iterator[Finding]:

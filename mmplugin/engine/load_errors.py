@@ -1,33 +1,43 @@
 """Errors of data loading that name the file, in one line, from any worker process."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Dataset
 
+from mmplugin.config_edits import dicts
 from mmplugin.errors import UserError
+from mmplugin.text import some
 
 
-class NamedLoad:
-    """A transform that loads a file, and that names the file when this fails."""
+class NamedTransform:
+    """A transform that names the file when it fails: any error of one that loads, else those of OpenCV."""
 
     def __init__(self, transform: Any):
         self.transform = transform
+        self.loads = type(transform).__name__.startswith('Load')
 
     def __call__(self, results: dict) -> dict | None:
         """Run the transform."""
         try:
-            loaded = self.transform(results)
-            _check_mask_size(loaded)
-            return loaded
+            changed = self.transform(results)
         except UserError:
             raise
         except Exception as error:  # decoders raise anything: OSError, SyntaxError, cv2.error, AttributeError of None
+            if not self.loads and type(error).__module__ != 'cv2':
+                raise
             paths = [str(results[name]) for name in ('img_path', 'seg_map_path') if results.get(name)]
+            done = 'loaded' if self.loads else f'transformed by {type(self.transform).__name__}'
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise UserError(
-                f'{" or ".join(paths) or "an image"} cannot be loaded ({reason[0]}). Replace or remove the file; '
-                '`mmplugin check-data` lists all such files'
+                f'{" or ".join(paths) or "an image"} cannot be {done} ({reason[0]}). Replace or remove the file; '
+                '`mmplugin check-data` lists all files that cannot be read'
             ) from error
+        if self.loads:
+            _check_mask_size(changed)
+        return changed
 
     def __repr__(self) -> str:
         return repr(self.transform)
@@ -47,11 +57,27 @@ def _check_mask_size(results: dict | None) -> None:
 
 
 def name_files_in_errors_(dataset: Dataset) -> None:
-    """Wrap the transforms of a dataset that load files, also inside wrappers such as RepeatDataset."""
+    """Wrap the transforms of a dataset, also inside wrappers such as RepeatDataset."""
     for inner in [getattr(dataset, 'dataset', None), *(getattr(dataset, 'datasets', None) or [])]:
         if inner is not None:
             name_files_in_errors_(inner)
     transforms = getattr(getattr(dataset, 'pipeline', None), 'transforms', None) or []
     for i, transform in enumerate(transforms):
-        if type(transform).__name__.startswith('Load'):
-            transforms[i] = NamedLoad(transform)
+        transforms[i] = NamedTransform(transform)
+
+
+@contextmanager
+def empty_dataset_is_named(loader: Any) -> Iterator[None]:
+    """Turn numpy's error for a dataset without images into a message with the files that it reads."""
+    try:
+        yield
+    except ValueError as error:
+        if 'need at least one array to concatenate' not in str(error):
+            raise
+        sets = [node for node in dicts(loader) if isinstance(node, Mapping) and 'data_root' in node]
+        files = [str(Path(node.get('data_root') or '', node.get('ann_file') or '')) for node in sets]
+        raise UserError(
+            f'{some(files) or "the dataset"}: no image is left to load. There are none, or filter_cfg removes all of '
+            'them: those without annotations (filter_empty_gt) and those with a shorter side (min_size). '
+            '`mmplugin check-data` lists what is wrong'
+        ) from error

@@ -24,7 +24,7 @@ from mmplugin import stack
 from mmplugin.config_edits import detailed_evaluators, is_segmentation, replace_sync_norms_
 from mmplugin.cpu_threads import allowed_cores, limit_threads
 from mmplugin.engine import weights
-from mmplugin.engine.load_errors import name_files_in_errors_
+from mmplugin.engine.load_errors import empty_dataset_is_named, name_files_in_errors_
 from mmplugin.engine.resume import check_optimizer, check_resumable
 from mmplugin.engine.strides import check_strides
 from mmplugin.errors import UserError
@@ -126,10 +126,10 @@ class CommandRunner(Runner):
         return logger
 
     @staticmethod
-    def build_dataloader(*args, **kwargs) -> DataLoader:
+    def build_dataloader(dataloader: Any, *args, **kwargs) -> DataLoader:
         """Build a data loader without prints, whose errors name the file, and whose workers leave signals to us."""
-        with _prints_to_log():
-            loader = Runner.build_dataloader(*args, **kwargs)
+        with _prints_to_log(), empty_dataset_is_named(dataloader):
+            loader = Runner.build_dataloader(dataloader, *args, **kwargs)
         name_files_in_errors_(loader.dataset)
         loader.worker_init_fn = partial(leave_signals_to_parent, loader.worker_init_fn)
         return loader

@@ -243,7 +243,14 @@ def _no_list(s):
     s.json['train']['annotations'] = {'1': s.first}
 
 
+def _narrow(s):
+    s.train.filter_cfg = dict(filter_empty_gt=True, min_size=32)
+    for image in s.json['train']['images']:
+        image['height'] = 30
+
+
 CASES = [
+    (_narrow, 'error', 'a side shorter than 32 pixels, which are skipped (5 of 5)', 'filter_cfg.min_size=1'),
     (_empty_image, 'error', 'unreadable images: ', 'replace'),
     (_text_image, 'error', 'unreadable images: ', 'replace'),
     (_rotated, 'error', 'image sizes differ from those in the file: 000001.jpg is ', 'EXIF'),

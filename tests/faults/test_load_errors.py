@@ -54,6 +54,19 @@ def test_an_unreadable_image_is_one_message_with_its_path(error: Exception, work
     assert '\n' not in message
 
 
+def test_an_image_that_a_transform_cannot_process_is_named():
+    class Resize:
+        def __call__(self, results: dict) -> dict:
+            import cv2
+
+            return {'img': cv2.resize(np.zeros((30, 20000), np.uint8), (64, 0))}
+
+    dataset = SimpleNamespace(pipeline=SimpleNamespace(transforms=[Resize()]))
+    name_files_in_errors_(dataset)
+    with pytest.raises(UserError, match=r'^a\.jpg cannot be transformed by Resize \(.*Replace or remove'):
+        dataset.pipeline.transforms[0]({'img_path': 'a.jpg'})
+
+
 def test_a_mask_of_another_size_than_its_image_names_both():
     sizes = dict(img_path='a.jpg', seg_map_path='a.png', ori_shape=(40, 60), img_shape=(20, 30))
     dataset = SimpleNamespace(pipeline=SimpleNamespace(transforms=[LoadNothing()]))
