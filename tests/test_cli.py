@@ -74,7 +74,7 @@ def test_any_other_error_keeps_its_traceback(command):
 
 def test_an_unknown_command_lists_the_allowed_ones(capsys):
     assert cli.main(['tarin']) == 2
-    assert capsys.readouterr().err.startswith("mmplugin: unknown command 'tarin'; allowed: train, test, convert")
+    assert capsys.readouterr().err.startswith("mmplugin: unknown command 'tarin'; allowed: train, test, predict")
 
 
 def test_a_broken_environment_stops_every_command_but_the_doctor(monkeypatch, capsys):
