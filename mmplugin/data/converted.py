@@ -265,6 +265,8 @@ def draw_masks(
             )
         chosen = _chosen(reading.classes, classes, layout)
         names = [name for name in chosen if name not in ignored]
+        if len(names) >= IGNORED:
+            raise UserError(f'{len(names)} classes; masks have at most {IGNORED - 1}. Choose some with --classes')
         values = {name: i + 1 for i, name in enumerate(names)} | dict.fromkeys(ignored, IGNORED)
         splits, summary = arrange(reading.records, lambda item: item.split, lambda item: item.image, val_share)
 

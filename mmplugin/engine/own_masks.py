@@ -85,6 +85,8 @@ def segmentation_(cfg: Config, tree: Tree, classes: list[str] | None, options: D
             f'the only class is {numbering.classes[0]!r}: a model would predict it everywhere. Name the rest, too: '
             '--background NAME'
         )
+    if len(numbering.classes) > IGNORED:
+        raise UserError(f'{len(numbering.classes)} classes; masks have at most {IGNORED}. Choose some with --classes')
     test = 'test' if 'test' in sources else 'val'
     for split, loader in (('train', cfg.train_dataloader), ('val', cfg.val_dataloader), (test, cfg.test_dataloader)):
         source = sources[split]

@@ -57,15 +57,25 @@ def test_an_absent_class_is_a_question_unless_unlabelled_is_given(absent: int):
     """With 0 unlabelled and one of 11 classes absent, there are 11 values for 11 names."""
     names = [f'class {i}' for i in range(11)]
     labels = {value: label for value, label in _conventions(11)['unlabelled 0'].items() if value != absent}
-    with pytest.raises(UserError, match='class names, but'):
+    with pytest.raises(UserError, match=r'11 class names for 1[01] values'):
         number_classes(sorted(labels), names)
     assert dict(number_classes(sorted(labels), names, [0]).labels) == labels
+
+
+def test_an_answer_that_leaves_the_first_number_open_is_a_question():
+    """Without 0 in the masks, the classes may be numbered from 0 or from 1."""
+    names = ['a', 'b', 'c', 'd']
+    with pytest.raises(UserError, match='4 class names for 2 values, 2 to 3'):
+        number_classes([2, 3], names, [IGNORED])
+    assert number_classes([2, 3], names, [0]).labels == {2: 1, 3: 2}
+    assert number_classes([2, 4], names, [IGNORED]).labels == {2: 1, 4: 3}
+    assert number_classes([0, 3], names, [IGNORED]).labels == {0: 0, 3: 3}
 
 
 def test_names_of_unlabelled_values_in_the_middle_do_not_shift_the_others():
     names = ['a', 'b', 'c']
     assert number_classes([0, 1, 2, 3], names, [1]).labels == {0: 0, 2: 1, 3: 2, 1: IGNORED}
-    with pytest.raises(UserError, match='is c absent'):  # or was b the name of the unlabelled value?
+    with pytest.raises(UserError, match='3 class names for 2 values'):  # or was b the name of the unlabelled value?
         number_classes([0, 1, 2], names, [1])
 
 

@@ -167,7 +167,6 @@ def read_mask(path: Path, color: bool | None = None) -> Mask:
     """
     try:
         with Image.open(path) as opened:
-            opened.load()
             plain = opened.mode in ('L', 'P')
             image: Image.Image = opened
             if opened.mode in ('RGBA', 'LA', 'PA'):  # opacity is not a label

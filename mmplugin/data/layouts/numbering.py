@@ -55,27 +55,36 @@ def number_classes(seen: Sequence[int], classes: Sequence[str], unlabelled: Sequ
         classes: Class names in the order of their values.
         unlabelled: Values of unlabelled pixels, as the user states them.
     """
-    count = len(classes)
-    ignored = {*unlabelled, IGNORED}
-    values = sorted(set(seen) - ignored)
+    values = sorted(set(seen) - {*unlabelled, IGNORED})
     never = [value for value in unlabelled if value not in seen and value not in (0, IGNORED)]
     if never:
         raise UserError(f'--unlabelled {some(never)}: no mask has this value; the values are {some(sorted(seen), 12)}')
-    first = 0 if not unlabelled and 0 in values else 1 if not unlabelled or 0 in unlabelled else 0
-    numbers = [value for value in range(IGNORED) if value >= first and value not in ignored][:count]
-    unknown = [value for value in values if value not in numbers]
-    if unknown:
-        raise AmbiguousError(f'{count} class names, but {len(values)} values, of {values[0]} to {values[-1]}')
-    gap = any(numbers[0] < value < numbers[-1] for value in unlabelled)
-    if values != numbers and (gap or not unlabelled):
-        absent = [name for name, value in zip(classes, numbers, strict=True) if value not in values]
-        raise AmbiguousError(f'{count} class names, but {len(values)} values; is {some(absent)} absent?')
-    if not unlabelled and count == 1 and IGNORED in seen:
-        raise AmbiguousError('one class name, but 255 may be unlabelled or the class')
     if not values:
         raise AmbiguousError(f'no value is left for a class: the masks have only {some(sorted(seen), 12)}')
-    labels = {value: i for i, value in enumerate(numbers) if value in values}
-    return Numbering(tuple(classes), labels | {value: IGNORED for value in seen if value in ignored})
+    if not unlabelled and len(classes) == 1 and IGNORED in seen:
+        raise AmbiguousError('one class name, but 255 may be unlabelled or the class')
+    starts = [1] if 0 in unlabelled else [0] if 0 in values else [0, 1]
+    numbers = [_numbers(first, len(classes), unlabelled) for first in starts]
+    exact = [found for found in numbers if found == values]
+    # A class may be absent if the user says what is unlabelled, and if that leaves no gap between the classes.
+    with_absent = [
+        found
+        for found in numbers
+        if unlabelled and found == list(range(found[0], found[-1] + 1)) and set(values) <= set(found)
+    ]
+    fitting = exact or with_absent
+    if len(fitting) != 1:
+        raise AmbiguousError(f'{len(classes)} class names for {len(values)} values, {values[0]} to {values[-1]}')
+    labels = {value: i for i, value in enumerate(fitting[0]) if value in values}
+    return Numbering(tuple(classes), labels | dict.fromkeys(sorted(set(seen) - set(values)), IGNORED))
+
+
+def _numbers(first: int, count: int, unlabelled: Sequence[int]) -> list[int]:
+    """Return the values of ``count`` classes from ``first`` on, without the unlabelled ones."""
+    found = [value for value in range(first, IGNORED) if value not in unlabelled][:count]
+    if len(found) < count:
+        raise UserError(f'{count} classes; a mask has at most {len(found)} and {IGNORED} for unlabelled pixels')
+    return found
 
 
 def number_explicitly(

@@ -27,7 +27,9 @@ class _Builder(ElementTree.TreeBuilder):
 
 def _parse(tree: Tree, name: str) -> ElementTree.Element:
     try:
-        return ElementTree.fromstring(tree.text(name), ElementTree.XMLParser(target=_Builder()))
+        parser = ElementTree.XMLParser(target=_Builder())
+        parser.feed(tree.text(name))
+        return parser.close()
     except (ElementTree.ParseError, ValueError) as error:
         raise UserError(f'{tree.root / name} is not valid XML ({error}); correct or remove it') from error
 
