@@ -74,10 +74,12 @@ def _kind(path: Path) -> str:
 
 def _in_folder(folder: Path, results: Path) -> list[tuple[str, Path, Path]]:
     found = []
+    root, results = folder.resolve(), results.resolve()
+    skipped = results.relative_to(root) if root in results.parents else None
     for path in sorted(folder.rglob('*')):
         relative = path.relative_to(folder)
         hidden = any(part.startswith('.') for part in relative.parts)
-        is_result = results.resolve() != folder.resolve() and path.resolve().is_relative_to(results.resolve())
+        is_result = skipped is not None and relative.is_relative_to(skipped)
         if not hidden and not is_result and path.suffix.lower() in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES):
             found.append((_kind(path), path, relative))
     if not found:

@@ -122,11 +122,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     console = Console(highlight=False)
     for problem in predictor.fit.problems():
         console.print(f'[bold]Not loaded:[/bold] {escape(problem)}', soft_wrap=True)
-    console.print(
-        f'{escape(str(model.checkpoint))}: {len(predictor.classes)} classes ({escape(some(predictor.classes, 6))}), on '
-        f'{predictor.device}',
-        soft_wrap=True,
-    )
+    classes = escape(some(predictor.classes, 6))
+    console.print(f'{escape(str(model.checkpoint))} on {predictor.device}, classes: {classes}', soft_wrap=True)
     run = _Run()
     try:
         with ExitStack() as files:
