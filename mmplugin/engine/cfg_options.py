@@ -10,8 +10,6 @@ from typing import Any
 
 from mmengine import registry
 from mmengine.config import Config, DictAction
-from mmengine.runner import Runner
-from torch.utils.data import DataLoader
 
 from mmplugin import stack
 from mmplugin.backbones import FAMILIES
@@ -24,7 +22,7 @@ DELETE = '_delete_'
 REGISTRIES = [value for value in vars(registry).values() if isinstance(value, registry.Registry)]
 # Keys that mmengine reads from the config or takes out of a dict before it builds the class.
 READ_BY_ENGINE = {
-    '': ('find_unused_parameters', 'model_wrapper_cfg', 'sync_bn', 'compile', 'efficient_conv_bn_eval'),
+    '': ('find_unused_parameters', 'model_wrapper_cfg', 'sync_bn', 'compile', 'activation_checkpointing'),
     'optim_wrapper': ('constructor', 'paramwise_cfg'),
     'train_dataloader': ('dataset', 'sampler', 'batch_sampler', 'worker_init_fn'),
 }
@@ -108,6 +106,9 @@ def _keys(node: Any, prefix: str = '') -> Iterator[str]:
 
 def known_arguments(cfg: Config, node: dict, path: str) -> set[str]:
     """Return the arguments of what a dict of the config builds, apart from its ``type``."""
+    from mmengine.runner import Runner  # takes a second
+    from torch.utils.data import DataLoader
+
     callables: dict[str, Callable] = {'': Runner.__init__, 'randomness': Runner.set_randomness}
     callables |= dict.fromkeys(('train_dataloader', 'val_dataloader', 'test_dataloader'), DataLoader.__init__)
     names = set(READ_BY_ENGINE.get(path, ()))
