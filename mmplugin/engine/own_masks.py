@@ -104,10 +104,8 @@ def segmentation_(cfg: Config, tree: Tree, classes: list[str] | None, options: D
 
 def report(root: Path, title: str, converted: Converted) -> None:
     """Say what was read, and what was found and not used."""
-    print_log(
-        f'{root}: {title}; classes {some(converted.classes, 8)}; {converted.summary}. Lists: {converted.folder}',
-        'current',
-    )
+    what = f'{title}; classes {some(converted.classes, 8)}; {converted.summary}'
+    print_log(printable(f'{root}: {what}. Lists: {converted.folder}'), 'current')
     for warning in converted.warnings:
         print_log(printable(f'{root}: {warning}'), 'current', logging.WARNING)
 

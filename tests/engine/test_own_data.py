@@ -102,6 +102,14 @@ def test_files_with_different_orders_of_categories_are_refused(tmp_path: Path):
     load_config('retinanet_v2_s0', data_root=tmp_path, classes=['dog'])
 
 
+def test_class_names_in_two_spellings_are_refused(tmp_path: Path):
+    for split in ('train', 'val'):
+        _coco(tmp_path, f'{split}.json', split, split, (CAT, DOG, {'id': 10, 'name': 'Cat'}))
+    with pytest.raises(UserError, match="two spellings: 'cat' and 'Cat'"):
+        load_config('retinanet_v2_s0', data_root=tmp_path)
+    load_config('retinanet_v2_s0', data_root=tmp_path, classes=['cat', 'dog'])
+
+
 def test_a_test_set_is_measured_by_test_and_never_trained_on(tmp_path: Path):
     for split in ('train', 'valid', 'test'):
         _coco(tmp_path, f'{split}/_annotations.coco.json', split, split)
