@@ -338,7 +338,7 @@ def test_yolo_labels_are_read_back(run, detector, images, tmp_path):
         assert [item.label for item in record.objects] == found.names
         for item, box, mask in zip(record.objects, found.boxes, found.masks, strict=True):
             x, y, width, height = item.box
-            if item.outlines:
+            if item.segmentation:
                 count, _ = cv2.connectedComponents(mask.astype(np.uint8))
                 if count == 2:  # one part
                     rows, columns = np.nonzero(mask)
