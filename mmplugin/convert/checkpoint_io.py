@@ -20,7 +20,7 @@ from mmplugin.errors import UserError
 from mmplugin.files import atomic_write, reason
 from mmplugin.text import printable
 
-from .untrusted import check_archive, check_content, pickle_globals
+from .untrusted import bounded_memory, check_archive, check_content, pickle_globals
 
 SAFETENSORS = '.safetensors'
 
@@ -167,7 +167,7 @@ def _read_torch(path: Path, trust: bool) -> Mapping[str, Any]:
     if mapped:
         check_archive(path)
     try:
-        with _only(() if trust else allowed_globals()), warnings.catch_warnings():
+        with _only(() if trust else allowed_globals()), bounded_memory(path, trust), warnings.catch_warnings():
             warnings.filterwarnings('ignore', message='Detected pickle protocol')  # it is read all the same, or refused
             return torch.load(path, map_location='cpu', weights_only=not trust, mmap=mapped)
     except pickle.UnpicklingError as error:
@@ -182,6 +182,10 @@ def _read_torch(path: Path, trust: bool) -> Mapping[str, Any]:
         ) from error
     except PermissionError:
         raise
+    except MemoryError as error:
+        raise UserError(
+            f'{path} refused: reading it takes more memory than its {path.stat().st_size:,} bytes can need'
+        ) from error
     except Exception as error:  # torch's unpickler raises whatever the bytes of a damaged file provoke
         raise _damaged(path, error) from error
 

@@ -2,8 +2,11 @@
 
 import io
 import pickletools
+import sys
+import threading
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,41 @@ CHUNK = 1 << 20  # bytes read at a time
 REAL = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64, torch.complex128)
 WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
 LARGEST_EXPANDED = 1 << 30  # bytes that a tensor may have without storing them, as torch.Tensor.expand() makes it
+LONGEST_NAME = 2000  # characters, of a tensor and of all dicts around it
+SPARE = 320 << 20  # bytes that reading a file may take beyond twice its size
+_one_limit = threading.Lock()
+
+
+@contextmanager
+def bounded_memory(path: Path, trust: bool = False) -> Iterator[None]:
+    """Limit the memory that this process can reserve while it reads a file.
+
+    Some constructors that torch accepts in a checkpoint, such as ``bytearray``, make gigabytes of a few bytes. There is
+    no limit for files that are trusted, nor on other systems than Linux.
+
+    Raises:
+        MemoryError: The limit was reached.
+    """
+    if trust or sys.platform != 'linux':
+        yield
+        return
+    import resource
+
+    with _one_limit:  # the limit holds for the whole process
+        before = resource.getrlimit(resource.RLIMIT_AS)
+        reserved = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
+        limit = reserved + 2 * path.stat().st_size + SPARE
+        if before[0] != resource.RLIM_INFINITY:
+            limit = min(limit, before[0])
+        try:
+            resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
+            yield
+        except RuntimeError as error:
+            if "can't allocate memory" in str(error):  # of torch's allocator
+                raise MemoryError from error
+            raise
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def check_archive(path: Path) -> None:
@@ -68,10 +106,15 @@ def pickle_globals(path: Path, limit: int = 1 << 24) -> list[str]:
 
 
 def check_content(path: Path, content: Any) -> None:
-    """Refuse names that a terminal would obey, and tensors that hold no values, or a few bytes for 2^60 elements."""
+    """Refuse names that a terminal would obey, and tensors that hold no values, or a few bytes for 2^60 elements.
+
+    Attributes that a file set on its dicts and tensors, in place of their methods, are removed.
+    """
     if not isinstance(content, Mapping):
         return  # the caller names the type that it expects
     for name, value in _walk(content):
+        if len(name) > LONGEST_NAME:
+            raise UserError(f'{path} refused: a name has {len(name):,} characters, or values are nested as deeply')
         if not name.isprintable():
             raise UserError(f'{path} refused: the name {printable(name)!r} contains control characters')
         if isinstance(value, torch.Tensor) and (problem := _problem(value)):
@@ -95,16 +138,23 @@ def _problem(tensor: torch.Tensor) -> str | None:
     return None
 
 
+def _remove_attributes_(value: Any) -> None:
+    if isinstance(value, Mapping | torch.Tensor):
+        attributes = getattr(value, '__dict__', {})
+        for name in attributes.keys() - {'_metadata'}:  # the versions of modules, which torch stores
+            del attributes[name]
+
+
 def _walk(content: Any, name: str = '') -> Iterator[tuple[str, Any]]:
     """Every value inside dicts, lists and tuples, with its path; cycles are not followed."""
     stack, seen = [(name, content)], set()
     while stack:
         name, value = stack.pop()
+        _remove_attributes_(value)
         if isinstance(value, Mapping | list | tuple):
             if id(value) in seen:
                 continue
             seen.add(id(value))
             items = value.items() if isinstance(value, Mapping) else enumerate(value)
             stack.extend((f'{name}.{key}' if name else str(key), inner) for key, inner in items)
-        else:
-            yield name, value
+        yield name, value

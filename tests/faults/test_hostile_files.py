@@ -18,6 +18,7 @@ import mmplugin
 from mmplugin import stack
 from mmplugin.cli import main
 from mmplugin.convert import command as convert
+from mmplugin.engine.predictor import Predictor
 from mmplugin.engine.weights import use_safe_loader
 from mmplugin.errors import UserError
 
@@ -47,6 +48,7 @@ WAYS: dict[str, Callable[[Tiny, Path, Path], object]] = {
     'test --allow-partial': lambda tiny, path, folder: tiny.test(folder, path, '--allow-partial'),
     'train --resume': lambda tiny, path, folder: tiny.train(folder, '--resume', path),
     'load_from': lambda tiny, path, folder: tiny.train(folder, '--cfg-options', f'load_from={path}'),
+    'predict': lambda tiny, path, folder: Predictor(tiny.config, path),
     'init_cfg': _backbone,
     'ResNet': _resnet,  # of mmdet, through mmengine's own initialization
     'load_checkpoint': _load_checkpoint,  # mmengine's own function
