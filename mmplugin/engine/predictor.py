@@ -102,8 +102,8 @@ class Predictor:
         self.has_masks = not self.is_segmentation and any('mask_head' in node for node in dicts(cfg.model))
         self.classes = _use_classes_(cfg, content)
         self.model: Any = _build(cfg).to(self.device).eval()
-        load = weights.load_partially if allow_partial else weights.load_exactly
-        self.fit = load(self.model, weights.state_dict_of(content, checkpoint), checkpoint)
+        load_weights = weights.load_partially if allow_partial else weights.load_exactly
+        self.fit = load_weights(self.model, weights.state_dict_of(content, checkpoint), checkpoint)
         self._load, self._steps = _build_pipeline(cfg)
 
     def __call__(self, images: ImageLike | Sequence[ImageLike]) -> Prediction | list[Prediction]:
