@@ -95,7 +95,8 @@ docs:  ## build the documentation site in site/, in .venv-docs
 	    $(VENV_DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r constraints-docs.txt; \
 	    echo "$$want" > $(VENV_DOCS)/.stamp; \
 	fi
-	$(VENV_DOCS)/bin/python -m mkdocs build --strict
+	@# The variable omits an advertisement of mkdocs-material about MkDocs 2.
+	NO_MKDOCS_2_WARNING=1 $(VENV_DOCS)/bin/python -m mkdocs build --strict
 
 wheel: setup  ## build dist/mmplugin-*.whl, with configs and tools inside
 	rm -rf build dist mmplugin.egg-info
