@@ -470,6 +470,33 @@ def test_each_mistake_is_one_message(arguments, message, run, tmp_path, monkeypa
     assert (tmp_path / 'a.jpg').read_bytes() == before
 
 
+def test_q_in_the_window_ends_the_command(run, images, tmp_path, monkeypatch):
+    shown = []
+    fakes = {
+        'namedWindow': lambda *_: None,
+        'imshow': lambda _, drawing: shown.append(drawing.shape),
+        'waitKey': lambda _: ord('q') if len(shown) == 2 else ord(' '),
+        'getWindowProperty': lambda *_: 1.0,
+        'destroyAllWindows': lambda: shown.append('closed'),
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(cv2, name, fake)
+    monkeypatch.setenv('DISPLAY', ':0')
+    assert run('seg', images, '--show', '--out-dir', tmp_path / 'out') == 0
+    assert shown == [(70, 90, 3), (90, 60, 3), 'closed']
+    assert len(list((tmp_path / 'out/masks').rglob('*.png'))) == 2
+
+
+def test_an_opencv_without_windows_is_one_message(run, images, monkeypatch, capsys):
+    def missing(*_):
+        raise cv2.error('The function is not implemented')
+
+    monkeypatch.setattr(cv2, 'namedWindow', missing)
+    monkeypatch.setenv('DISPLAY', ':0')
+    assert run('seg', images, '--show') == 2
+    assert '--show requires an OpenCV with windows: install opencv-python' in capsys.readouterr().err
+
+
 def test_a_config_needs_a_checkpoint(tmp_path, capsys):
     assert cli.main(['predict', 'retinanet_v2_s0', str(tmp_path)]) == 2
     assert 'it must be a config that a checkpoint follows (NAME.pth)' in capsys.readouterr().err
