@@ -2,6 +2,7 @@
 
 import gc
 import json
+import math
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,8 +21,8 @@ from mmplugin.config_edits import dicts
 from mmplugin.findings import ERROR, NOTE, WARNING, Finding
 from mmplugin.text import some
 
-from .rle import polygon_problem, rle_problem
-from .splits import Split, check_classes, check_overlap, distinct, map_in_threads, sample, splits
+from .rle import LARGEST_COORDINATE, polygon_problem, rle_problem
+from .splits import FORMATS, Split, check_classes, check_overlap, distinct, map_in_threads, sample, splits
 
 LISTS = ('images', 'annotations', 'categories')
 # What refers to entries, and serves as a key of a dict in mmdet and pycocotools.
@@ -30,7 +31,6 @@ KEY_FIELDS = {
     'annotations': ('id', 'image_id', 'category_id'),
     'categories': ('id', 'name'),
 }
-LARGEST_COORDINATE = 1e6
 NO_MASK = 'annotations without a mask, but the model has a mask head'
 NEITHER = 'masks that are neither polygons nor RLE'
 TOO_SMALL = 'boxes smaller than one pixel, skipped in training'
@@ -179,6 +179,13 @@ def _check_fields(file: _CocoFile) -> Iterator[Finding]:
         if lacking:
             problem = f'annotations without {name!r}, which stops the run with a KeyError: ids {some(lacking)}'
             yield file.error(problem, f'add {name!r}: {required[name]}')
+    areas = {annotation.get('id'): annotation.get('area', 0) for annotation in file.annotations}
+    odd = [number for number, area in areas.items() if type(area) not in (int, float) or not 0 <= area < math.inf]
+    if odd:
+        yield file.error(f"annotations whose 'area' is not a number from 0: ids {some(odd)}", 'write numbers of pixels')
+    odd = [annotation.get('id') for annotation in file.annotations if annotation.get('iscrowd', 0) not in (0, 1)]
+    if odd:
+        yield file.error(f"annotations whose 'iscrowd' is neither 0 nor 1: ids {some(odd)}", 'write 0 or 1')
 
 
 def _check_references(file: _CocoFile) -> Iterator[Finding]:
@@ -281,8 +288,10 @@ def _locate(paths: Iterable[str]) -> tuple[list[str], list[str], list[str]]:
 
 def _open_image(path: str) -> tuple[str, str, tuple[int, int]]:
     """Return the path, what is wrong with the image, and its size as OpenCV reads it."""
+    if not os.path.isfile(path):  # opening a pipe would wait for ever
+        return path, 'not a regular file', (0, 0)
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             image.load()
             return path, '', ImageOps.exif_transpose(image).size
     # Pillow raises SyntaxError for broken PNG.
@@ -316,7 +325,7 @@ def _check_boxes(file: _CocoFile) -> Iterator[Finding]:
     try:
         boxes = _array((annotation['bbox'] for annotation in boxed), 4)
         sizes = _array((file.sizes[annotation['image_id']] for annotation in boxed), 2)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         yield file.error(f'boxes or image sizes that are not numbers: {error}', 'write numbers, without quotes')
         return
     if file.split.name == 'train' and all(annotation.get('iscrowd') for annotation in boxed):

@@ -13,9 +13,10 @@ from PIL import Image
 from mmplugin.findings import ERROR, NOTE, WARNING, Finding
 from mmplugin.text import some
 
-from .splits import Split, check_classes, check_overlap, distinct, map_in_threads, sample, splits
+from .splits import FORMATS, Split, check_classes, check_overlap, distinct, map_in_threads, sample, splits
 
 IGNORED = 255
+ORIENTATION, QUARTER_TURNS = 0x0112, (5, 6, 7, 8)  # of EXIF
 
 
 @dataclass
@@ -134,10 +135,16 @@ def _find_pairs(split: Split) -> tuple[list[tuple[Path, Path]], list[Finding]]:
     return pairs, findings
 
 
+def _upright(image: Image.Image) -> tuple[int, int]:
+    """Return the size as OpenCV reads an image: a quarter turn in its EXIF data swaps the sides."""
+    width, height = image.size
+    return (height, width) if image.getexif().get(ORIENTATION, 1) in QUARTER_TURNS else (width, height)
+
+
 def _read(pair: tuple[Path, Path]) -> _Mask:
     image_path, path = pair
     try:
-        with Image.open(image_path) as image, Image.open(path) as opened:
+        with Image.open(image_path, formats=FORMATS) as image, Image.open(path, formats=FORMATS) as opened:
             pixels = np.asarray(opened)
             channels = 1 if pixels.ndim == 2 else pixels.shape[2]
             if channels > 1:
@@ -147,7 +154,7 @@ def _read(pair: tuple[Path, Path]) -> _Mask:
                 values = np.flatnonzero(np.bincount(pixels.ravel(), minlength=256)).tolist()
             else:
                 values = np.unique(pixels.astype(np.int64)).tolist()
-            return _Mask(path, '', opened.mode, channels, opened.size, image.size, tuple(values))
+            return _Mask(path, '', opened.mode, channels, opened.size, _upright(image), tuple(values))
     # Pillow raises SyntaxError for broken PNG.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         return _Mask(path, str(error) or type(error).__name__)

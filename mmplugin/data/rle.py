@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+LARGEST_COORDINATE = 1e6
 FARTHEST = 10  # times the longer side of the image: pycocotools takes memory for every pixel of an outline
 
 
@@ -20,9 +21,9 @@ def polygon_problem(polygons: Sequence[Any], size: tuple | None) -> str:
             total, low, high = sum(polygon), min(polygon), max(polygon)
         except TypeError:
             return 'polygons with coordinates that are not numbers'
-        if not math.isfinite(total):
+        if total != total or math.inf in (high, -low):
             return 'polygons with NaN or infinite coordinates'
-        if low < -limit or high > limit:
+        if low < -limit or high > limit or max(-low, high) > LARGEST_COORDINATE:
             return 'polygons far outside the image'
     return ''
 

@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+import os
 import re
 from functools import partial
 
@@ -415,6 +416,10 @@ HOSTILE = {
     'boxes outside their image': ('bbox', [-500.0, -500.0, 20.0, 20.0]),
     'boxes with NaN or infinite coordinates': ('bbox', [1.0, float('inf'), 5.0, 5.0]),
     'annotations without a box': ('bbox', [1.0, 2.0, 3.0]),
+    'boxes or image sizes that are not numbers: int too large': ('bbox', [1, 1, 10**400, 5]),
+    "annotations whose 'area' is not a number from 0": ('area', '100'),
+    "annotations whose 'area' is not a number from 0: ids": ('area', float('nan')),
+    "annotations whose 'iscrowd' is neither 0 nor 1": ('iscrowd', ['yes']),
 }
 
 
@@ -449,3 +454,20 @@ def test_a_class_name_with_half_a_character_is_reported_and_printed(broken):
     show([Finding('error', 'a\ud800\x1b[31m', 'b\ud800', 'c\ud800')], Console(file=file))
     file.seek(0)
     assert 'a??[31m' in file.read()
+
+
+@pytest.mark.parametrize('value', [10**400, -(10**400), 1e308])
+def test_a_polygon_of_any_number_is_reported(broken, value):
+    broken.first['segmentation'] = [[1, 1, value, 5, 5, 5]]
+    assert any('polygons far outside the image' in finding.problem for finding in broken.findings(fast=True))
+
+
+def test_a_pipe_and_a_postscript_file_in_place_of_images_are_reported_and_not_read(broken):
+    """Opening a pipe waits for ever, and Pillow runs Ghostscript for PostScript."""
+    first, second = sorted((broken.root / 'train').iterdir())[:2]
+    first.unlink()
+    os.mkfifo(first)
+    second.write_bytes(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n')
+    (problem,) = [finding.problem for finding in broken.findings() if 'unreadable images' in finding.problem]
+    assert f'{first} (not a regular file)' in problem
+    assert f'{second} (cannot identify image file' in problem

@@ -96,6 +96,14 @@ def _resized(s):
     s.change_masks(lambda mask: mask[:-8])
 
 
+def _rotated(s):
+    path = s.root / 'images/training' / f'{s.masks[0].stem}.jpg'
+    image = Image.open(path)
+    exif = image.getexif()
+    exif[0x0112] = 6  # a quarter turn
+    image.save(path, exif=exif)
+
+
 def _mask_lost(s):
     s.masks[2].unlink()
 
@@ -154,6 +162,7 @@ CASES = [
     (_palette, 'error', 'masks with a palette', "imdecode_backend='pillow'"),
     (_deep, 'error', 'outside 0...255', '8-bit PNG'),
     (_resized, 'error', 'masks of another size than their image', 'nearest-neighbor'),
+    (_rotated, 'error', 'masks of another size than their image', 'nearest-neighbor'),
     (_mask_lost, 'error', 'images without a mask (1 of 6)', 'add the masks'),
     (_image_lost, 'warning', 'masks without an image', 'add the images'),
     (_suffix, 'error', "no files with suffix '.jpeg'", "train_dataloader.dataset.img_suffix='.jpg'"),
