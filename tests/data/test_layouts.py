@@ -144,6 +144,13 @@ def yolo_flat(root: Path) -> None:
     _text(root / 'classes.txt', 'cat\ndog\n')
 
 
+def yolo_images_at_the_root(root: Path) -> None:
+    for i in range(6):
+        _image(root / f'{i}.jpg')
+        _text(root / f'labels/{i}.txt', _yolo([CAT, DOG]))
+    _text(root / 'classes.txt', 'cat\ndog\n')
+
+
 def labelme(root: Path) -> None:
     for i in range(6):
         _image(root / f'images/{i}.jpg')
@@ -174,6 +181,7 @@ LAYOUTS = [
     (yolo_roboflow, 'yolo', (2, 2, 2)),
     (yolo_lists, 'yolo', (3, 2, 0)),
     (yolo_flat, 'yolo', (5, 1, 0)),
+    (yolo_images_at_the_root, 'yolo', (5, 1, 0)),
     (labelme, 'labelme', (5, 1, 0)),
     (coco_one_file, 'coco', (5, 1, 0)),
     (coco_train_and_test, 'coco', (3, 1, 2)),

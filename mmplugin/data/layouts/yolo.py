@@ -32,7 +32,7 @@ LARGEST_FRACTION = 1.5
 
 def _key(name: str) -> str:
     """Return what an image and its labels share: ``train/a`` for images/train/a.jpg and labels/train/a.txt."""
-    folders = [part for part in parent(name).split('/') if part.lower() not in (LABELS, IMAGES)]
+    folders = [part for part in parent(name).split('/') if part and part.lower() not in (LABELS, IMAGES)]
     return '/'.join([*folders, stem(name)])
 
 
