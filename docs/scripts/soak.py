@@ -208,7 +208,7 @@ def main(argv: Sequence[str]) -> int:
         plot(watches, ROOT / 'docs/images/soak.svg')
         how = (
             f'`python docs/scripts/soak.py --minutes {options.minutes:g} --predictions {options.predictions} --write`, '
-            f'{date.today()}, {allowed_cores()} CPU cores, shared with other programs. The samples are one second '
+            f'{date.today()}, CPU cores: {allowed_cores()}, shared with other programs. The samples are one second '
             'apart. Memory is that of the process and its workers, shared pages counted once. A line is fitted to the '
             f'second half of the samples; {"nothing rises" if flat else "something rises"} by more than is allowed.'
         )
