@@ -156,8 +156,13 @@ def predict_in_this_process(count: int) -> None:
 
     sys.stdout.write('ready\n')
     sys.stdout.flush()
+    from mmplugin.engine.predictor import RELEASE_EVERY
+    from mmplugin.memory import release_freed_memory
+
     draw = random.Random(0)
-    for _ in range(count):
+    for i in range(count):
+        if i % RELEASE_EVERY == 0:  # as mmplugin.Predictor does
+            release_freed_memory()
         size = draw.randint(*SIDES), draw.randint(*SIDES)
         image = torch.randint(0, 256, (3, *size), dtype=torch.uint8)
         data_sample = DetDataSample(metainfo=dict(img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0)))

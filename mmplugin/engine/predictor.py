@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -25,11 +25,13 @@ from mmplugin.engine.resume import find_last_checkpoint
 from mmplugin.engine.runner import build_model
 from mmplugin.errors import UserError
 from mmplugin.files import reason
+from mmplugin.memory import release_freed_memory
 from mmplugin.palette import palette
 from mmplugin.text import printable
 
 GPU_BATCH = 8  # images at once on a GPU; on a CPU, more than one does not help
 SCORE = 0.3
+RELEASE_EVERY = 32  # changes of the image size between two releases of freed memory, which take milliseconds
 MOST_CLASSES = 100_000  # that the names in a checkpoint may ask for
 
 ImageLike = str | Path | np.ndarray | Image.Image
@@ -105,6 +107,7 @@ class Predictor:
         load_weights = weights.load_partially if allow_partial else weights.load_exactly
         self.fit = load_weights(self.model, weights.state_dict_of(content, checkpoint), checkpoint)
         self._load, self._steps = _build_pipeline(cfg)
+        self._size_changes, self._last_size = 0, torch.Size()
 
     def __call__(self, images: ImageLike | Sequence[ImageLike]) -> Prediction | list[Prediction]:
         """Predict one image, or a list of images.
@@ -151,7 +154,17 @@ class Predictor:
             with torch.no_grad():
                 samples = self.model.test_step(data)
             found.update({i: self._result(prepared[i], sample) for i, sample in zip(indices, samples, strict=True)})
+        self._release_memory(groups)
         return [found[i] for i in range(len(prepared))]
+
+    def _release_memory(self, sizes: Iterable[torch.Size]) -> None:
+        """Release freed memory after every so many images whose size differs from that of the image before."""
+        for size in sizes:
+            self._size_changes += size != self._last_size
+            self._last_size = size
+        if self._size_changes >= RELEASE_EVERY:
+            self._size_changes = 0
+            release_freed_memory()
 
     def _read(self, path: str) -> np.ndarray:
         """Read a file as the first step of the pipeline does: 8 bits, three channels, turned as its EXIF data says."""

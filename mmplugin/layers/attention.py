@@ -103,8 +103,10 @@ def attend(
     else:
         x = _attend_in_chunks(q, k, v, table, heads, geometry)
     if after_bias is not None:
-        # It adds a constant to every attention weight, i.e. that constant times the sum of the values.
-        x = x + (v.sum(3) * after_bias[:, None])[:, None].to(x.dtype)
+        # It adds a constant to every attention weight, i.e. that constant times the sum of the values, which may be
+        # beyond the range of float16.
+        total = v.sum(3, dtype=torch.promote_types(v.dtype, torch.float32))
+        x = x + (total * after_bias[:, None])[:, None].to(x.dtype)
     return x.flatten(2).transpose(1, 2).unflatten(2, (q.shape[-1] // geometry.row, geometry.row))
 
 

@@ -38,6 +38,20 @@ def test_attention_in_chunks_equals_the_definition(monkeypatch, talking, stride,
             torch.testing.assert_close(a, b)
 
 
+def test_values_whose_sum_exceeds_float16_stay_finite():
+    """The bias after the softmax is applied to the sum of all values."""
+    heads, size = 2, (32, 32)
+    torch.manual_seed(0)
+    bias, talk = OffsetBias(heads, 7), [torch.nn.Conv2d(heads, heads, 1) for _ in range(2)]
+    q, k = torch.randn(2, 1, heads, 4, 1024)
+    v = torch.full((1, heads, 3, 1024), 80.0)  # sum: 81,920; the largest float16 is 65,504
+    with torch.no_grad():
+        expected = attend(q, k, v, bias, size, talk)
+        bias, talk = bias.half(), [conv.half() for conv in talk]
+        found = attend(q.half(), k.half(), v.half(), bias, size, talk)
+    torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=1.0)
+
+
 def test_attention_never_holds_all_pairs_of_a_large_map():
     heads, size = 8, (64, 64)  # 2048 px at stride 32
     q = torch.randn(1, heads, 16, 64 * 64, requires_grad=True)
