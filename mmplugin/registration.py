@@ -25,6 +25,7 @@ PARTS = {
         'FreezeNormHook': 'mmplugin.hooks.freeze_norm',
         'IterationSeedHook': 'mmplugin.hooks.iteration_seed',
         'LabelRangeHook': 'mmplugin.hooks.label_range',
+        'LayerScaleHook': 'mmplugin.hooks.layer_scale',
         'ProgressHook': 'mmplugin.hooks.progress',
         'StopSignalHook': 'mmplugin.hooks.stop_signal',
         'WarmStartHook': 'mmplugin.hooks.warm_start',

@@ -27,6 +27,12 @@ def set_weights_(cfg: Config, weights: str) -> None:
     if weights != NONE:
         backbone.init_cfg = dict(type='Pretrained', checkpoint=weights)
         return
+    _set_random_(cfg)
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='LayerScaleHook')]
+
+
+def _set_random_(cfg: Config) -> None:
+    backbone = cfg.model.backbone
     backbone.init_cfg = None
     if 'norm_eval' in backbone:
         backbone.norm_eval = False  # the statistics of a new network have to be measured
@@ -52,7 +58,7 @@ def drop_missing_weights_(cfg: Config, report: bool = True) -> None:
     if report:
         text = f'{name} is not on this disk: the backbone is randomly initialized and its norm layers are trainable.'
         print_log(text, 'current')
-    set_weights_(cfg, NONE)
+    _set_random_(cfg)
 
 
 def check_weights(cfg: Config) -> None:
