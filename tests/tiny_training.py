@@ -17,7 +17,9 @@ from mmplugin.engine.resume import find_last_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 # For scripts: stock mmdet cannot be imported without compiled operators unless mmplugin is imported first.
-IMPORT_FIRST = 'import mmplugin' if stack.current() is stack.STOCK else ''
+# Stock mmengine cannot load its own checkpoints with torch 2.6 and later; mmplugin's reader can.
+SAFE_LOADER = 'from mmplugin.engine.weights import use_safe_loader; use_safe_loader(False)'
+IMPORT_FIRST = f'import mmplugin; {SAFE_LOADER}' if stack.current() is stack.STOCK else ''
 # mmengine formats the whole config again for every checkpoint, which takes longer than a tiny training.
 NO_FORMATTING = 'import yapf.yapflib.yapf_api as y; y.FormatCode = lambda text, **style: (text, True)'
 

@@ -12,7 +12,7 @@ from mmengine.registry import MODELS
 from parity import kit
 from safetensors.torch import save
 from torch import distributed as dist
-from torch import multiprocessing as mp
+from two_processes import run_in_two_processes
 
 from mmplugin.convert import load_pretrained
 from mmplugin.errors import UserError
@@ -116,7 +116,7 @@ def _one_of_two_nodes(rank: int, folder: str, good: str, missing: str) -> None:
 def test_every_node_downloads_and_every_process_raises_the_same_error(server, tmp_path):
     server.files['/m0.safetensors'] = weights('efficientvit_m0')
     urls = server.url('/m0.safetensors'), server.url('/missing.safetensors')
-    mp.spawn(_one_of_two_nodes, (str(tmp_path), *urls), nprocs=2)
+    run_in_two_processes(_one_of_two_nodes, str(tmp_path), *urls)
     assert server.requests == {'/m0.safetensors': 2, '/missing.safetensors': 1}
     errors = {(tmp_path / f'error{rank}').read_text() for rank in range(2)}
     assert len(errors) == 1

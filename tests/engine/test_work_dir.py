@@ -92,6 +92,8 @@ def test_ctrl_c_inside_a_library_that_hides_it_is_still_ctrl_c(
     def interrupted(*args: object, **settings: object) -> None:
         raise KeyboardInterrupt
 
+    imported = 'mmengine.config.config.FormatCode'  # in the stock stack; OneDL imports it when it formats
+    monkeypatch.setattr(imported, interrupted, raising=False)
     monkeypatch.setattr('yapf.yapflib.yapf_api.FormatCode', interrupted)
     assert _run('train', 'retinanet_evit_m0', '--mini', '--no-check', '--work-dir', tmp_path) == 130
     assert capsys.readouterr().err.endswith('\nStopped.\n')

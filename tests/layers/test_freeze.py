@@ -4,14 +4,12 @@ import copy
 import gc
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.registry import HOOKS, MODELS
@@ -19,6 +17,7 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
+from two_processes import run_in_two_processes
 
 import mmplugin  # registers everything, also in the processes that are started here
 
@@ -81,10 +80,10 @@ def test_norm_eval_freezes_statistics_but_not_scale_and_shift(settings, synchron
     assert model.stages.training
 
 
-def _one_of_two(rank: int, folder: str, work: Callable) -> None:
+def _one_of_two(rank: int, folder: str, work: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
-    work(rank)
+    globals()[work](rank)
     gc.collect()  # a DistributedDataParallel that outlives its process group waits forever
     dist.barrier()
     dist.destroy_process_group()
@@ -107,7 +106,7 @@ def _every_freezing(rank: int) -> None:
 
 
 def test_two_processes_train_every_freezing_without_unused_parameters(tmp_path):
-    mp.spawn(_one_of_two, (str(tmp_path), _every_freezing), nprocs=2)
+    run_in_two_processes(_one_of_two, str(tmp_path), _every_freezing.__name__)
     assert len(list(tmp_path.glob('done*'))) == 2
 
 
@@ -182,7 +181,7 @@ def _frozen_affine(rank: int) -> None:
 
 
 def test_hook_with_affine_leaves_no_unused_parameters_behind(tmp_path):
-    mp.spawn(_one_of_two, (str(tmp_path), _frozen_affine), nprocs=2)
+    run_in_two_processes(_one_of_two, str(tmp_path), _frozen_affine.__name__)
     assert len(list(tmp_path.glob('done*'))) == 2
 
 
