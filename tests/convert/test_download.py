@@ -76,7 +76,8 @@ def test_urls_that_end_in_the_same_name_are_cached_separately(server):
 def test_the_query_of_a_url_is_part_of_its_identity(server):
     server.files = {f'/download.safetensors?id={arch}': weights(f'efficientvit_{arch}') for arch in ('m0', 'm1')}
     for arch, path in zip(('m0', 'm1'), server.files, strict=True):
-        load_pretrained(build(arch), server.url(path))
+        load_pretrained(build(arch), server.url(path))  # raises if the other arch's file is found
+    assert list(server.requests.values()) == [1, 1]
 
 
 def test_an_interrupted_download_leaves_no_file_and_is_repeated(server, tmp_path):

@@ -153,8 +153,9 @@ def test_a_cached_file_needs_no_server(fake, monkeypatch):
 
 def test_repositories_without_safetensors_have_a_torch_file(fake, tmp_path):
     torch.save(kit.cheap('timm/efficientvit_m0'), tmp_path / 'm0.bin')
-    fake.add(M0, (tmp_path / 'm0.bin').read_bytes(), 'pytorch_model.bin')
+    path = fake.add(M0, (tmp_path / 'm0.bin').read_bytes(), 'pytorch_model.bin')
     load_pretrained(build('m0'), M0)
+    assert fake.downloads[path] == 1
 
 
 def test_an_interrupted_transfer_is_continued(fake, monkeypatch):
