@@ -3,7 +3,6 @@
 import copy
 import inspect
 from collections.abc import Iterable, Sequence
-from numbers import Integral
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +11,8 @@ from torch import Tensor, nn
 from mmplugin.errors import UserError
 from mmplugin.layers import BIASES, ConvNorm, checkpoint, freeze, freeze_norms
 
+from .arch import MOST_BLOCKS, MOST_CHANNELS, ArchChecker, hidden_channels
+
 
 class ArgumentError(UserError, TypeError):
     """An argument that the constructor does not have."""
@@ -19,13 +20,6 @@ class ArgumentError(UserError, TypeError):
 
 def _listed(values: Iterable) -> str:
     return ', '.join(map(str, values))
-
-
-def integers(values: Any, least: int, count: int | None = None) -> bool:
-    """Return whether ``values`` are ``count`` integers (None: one or more), each of ``least`` or more."""
-    if not isinstance(values, list | tuple) or not values or count not in (None, len(values)):
-        return False
-    return all(isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least for value in values)
 
 
 class Stage(nn.Module):
@@ -75,6 +69,9 @@ class DenseBackbone(nn.Module):
 
     ARCHS: ClassVar[dict[str, dict[str, Any]]]
     STRIDES: ClassVar[tuple[int, ...]]
+    OPTIONAL: ClassVar[tuple[str, ...]] = ()  # keys of an arch dict that the rows of ``ARCHS`` do not have
+    RATIO = 4  # hidden channels of a feed-forward network divided by its width, where the arch does not say
+    MIN_STEM = 2  # least width
     MIN_SIZE = 32
 
     def __new__(cls, *args: Any, **kwargs: Any) -> 'DenseBackbone':
@@ -123,23 +120,38 @@ class DenseBackbone(nn.Module):
 
     @classmethod
     def check_arch(cls, arch: dict[str, Any]) -> None:
-        """Refuse keys and values that cannot be built; each family adds the rules for its own keys."""
-        keys = set(next(iter(cls.ARCHS.values()))) - {'drop_path_rate'}
-        missing, unknown = keys - set(arch), set(arch) - keys - {'drop_path_rate'}
-        if missing or unknown:
-            raise UserError(
-                f'{cls.__name__}: arch as a dict lacks [{_listed(sorted(missing))}] and has the unknown keys '
-                f'[{_listed(sorted(map(str, unknown)))}]; it needs {_listed(sorted(keys))}'
-            )
-        stages = len(cls.STRIDES)
-        for key, least in (('widths', 2), ('depths', 0)):
-            valid = integers(arch[key], least, stages)
-            cls._require(valid, arch, key, f'{stages} integers of {least} or more, one per stage')
+        """Refuse an arch that cannot be built, with one message that lists every problem."""
+        required = [key for key in next(iter(cls.ARCHS.values())) if key not in ('drop_path_rate', 'ratios')]
+        checker = ArchChecker(cls.__name__, arch, len(cls.STRIDES))
+        checker.keys(required, ('ratios', 'hidden', *cls.OPTIONAL, 'drop_path_rate'))
+        widths = checker.integers('widths', cls.MIN_STEM, MOST_CHANNELS)
+        depths = checker.integers('depths', 0, MOST_BLOCKS)
+        checker.hidden(widths, depths)
+        cls._check_family(checker, widths, depths)
+        rate = arch.get('drop_path_rate', 0.0)
+        if not isinstance(rate, int | float) or not 0.0 <= rate < 1.0:
+            checker.refuse('drop_path_rate', rate, '0 and more, below 1')
+        checker.raise_if_any()
 
     @classmethod
-    def _require(cls, valid: bool, arch: dict[str, Any], key: str, expected: str) -> None:
-        if not valid:
-            raise UserError(f'{cls.__name__}: {key} of arch is {arch[key]!r:.200}; expected {expected}')
+    def _check_family(
+        cls, checker: ArchChecker, widths: tuple[int, ...] | None, depths: tuple[int, ...] | None
+    ) -> None:
+        """Check the keys that only this family has. Widths and depths are None if they are wrong themselves."""
+        raise NotImplementedError
+
+    @classmethod
+    def explicit(cls, arch: str | dict) -> dict[str, Any]:
+        """Return an arch as a dict in which every default is filled in, without ``drop_path_rate``.
+
+        Two archs build the same network if their explicit forms are equal. An explicit form is an arch, too.
+        """
+        settings = cls._settings(arch)
+        return dict(
+            widths=tuple(map(int, settings['widths'])),
+            depths=tuple(map(int, settings['depths'])),
+            hidden=hidden_channels(settings, cls.RATIO),
+        )
 
     @classmethod
     def _out_indices(cls, out_indices: Sequence[int] | None) -> tuple[int, ...]:

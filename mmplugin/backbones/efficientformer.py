@@ -16,7 +16,8 @@ from torch.autograd.function import once_differentiable
 from mmplugin.layers import BIASES, ConvNorm, DropPath, attend, drop_path_rates
 from mmplugin.layers.torch_internals import avg_pool3x3_backward
 
-from .base import DenseBackbone, FusesScales, Stage, integers
+from .arch import MOST_BLOCKS, ArchChecker
+from .base import DenseBackbone, FusesScales, Stage
 
 LAYER_SCALE = 1e-5  # initial value, as in the paper's code
 
@@ -94,10 +95,11 @@ class LinearMlp(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention over all tokens, with a bias that depends on the offset."""
 
-    heads, key_dim, value_dim = 8, 32, 128
+    heads = 8
 
-    def __init__(self, channels: int, attention_bias: str, bias_grid: int):
+    def __init__(self, channels: int, key_dim: int, value_dim: int, attention_bias: str, bias_grid: int):
         super().__init__()
+        self.key_dim, self.value_dim = key_dim, value_dim
         self.qkv = nn.Linear(channels, self.heads * (2 * self.key_dim + self.value_dim))
         self.proj = nn.Linear(self.heads * self.value_dim, channels)
         self.attention_biases = BIASES[attention_bias](self.heads, bias_grid)
@@ -121,9 +123,9 @@ class PoolBlock(nn.Module, FusesScales):
 
     layer_scale_2: nn.Parameter | None
 
-    def __init__(self, channels: int, drop_path: float):
+    def __init__(self, channels: int, hidden: int, drop_path: float):
         super().__init__()
-        self.mlp = ConvMlp(channels, 4 * channels)
+        self.mlp = ConvMlp(channels, hidden)
         self.layer_scale_1 = nn.Parameter(torch.full((channels,), LAYER_SCALE))
         self.layer_scale_2 = nn.Parameter(torch.full((channels,), LAYER_SCALE))
         self.drop_path = DropPath(drop_path)
@@ -149,12 +151,12 @@ class AttentionBlock(nn.Module, FusesScales):
     layer_scale_1: nn.Parameter | None
     layer_scale_2: nn.Parameter | None
 
-    def __init__(self, channels: int, drop_path: float, attention_bias: str, bias_grid: int):
+    def __init__(self, channels: int, hidden: int, drop_path: float, attention: Attention):
         super().__init__()
         self.norm1 = nn.LayerNorm(channels)
-        self.token_mixer = Attention(channels, attention_bias, bias_grid)
+        self.token_mixer = attention
         self.norm2 = nn.LayerNorm(channels)
-        self.mlp = LinearMlp(channels, 4 * channels)
+        self.mlp = LinearMlp(channels, hidden)
         self.layer_scale_1 = nn.Parameter(torch.full((channels,), LAYER_SCALE))
         self.layer_scale_2 = nn.Parameter(torch.full((channels,), LAYER_SCALE))
         self.drop_path = DropPath(drop_path)
@@ -197,6 +199,8 @@ class EfficientFormer(DenseBackbone):
         'l7': dict(widths=(96, 192, 384, 768), depths=(6, 6, 18, 8), attention_blocks=8),
     }
     STRIDES: ClassVar = (4, 8, 16, 32)
+    OPTIONAL: ClassVar = ('key_dim', 'value_dim')
+    KEY_DIM, VALUE_DIM = 32, 128  # of each head, where the arch does not say
 
     def __init__(
         self,
@@ -223,26 +227,38 @@ class EfficientFormer(DenseBackbone):
             init_cfg=init_cfg,
         )
         bias_grid = self.check_bias(attention_bias, bias_grid)
-        widths, depths = self.settings['widths'], self.settings['depths']
+        arch = self.explicit(self.settings)
+        widths, depths = arch['widths'], arch['depths']
         rates = drop_path_rates(self.drop_path_rate, depths)
-        first_attention = depths[-1] - self.settings['attention_blocks']
+        first_attention = depths[-1] - arch['attention_blocks']
         stages = []
         for i in range(self.num_stages):
-            downsample = ConvNorm(widths[i - 1], widths[i], 3, 2) if i else None
-            blocks = [
-                AttentionBlock(widths[i], rate, attention_bias, bias_grid)
-                if i == len(widths) - 1 and j >= first_attention
-                else PoolBlock(widths[i], rate)
-                for j, rate in enumerate(rates[i])
-            ]
-            stages.append(Stage(downsample, blocks, with_cp))
+            blocks: list[nn.Module] = []
+            for j, (hidden, rate) in enumerate(zip(arch['hidden'][i], rates[i], strict=True)):
+                if i == len(widths) - 1 and j >= first_attention:
+                    attention = Attention(widths[i], arch['key_dim'], arch['value_dim'], attention_bias, bias_grid)
+                    blocks.append(AttentionBlock(widths[i], hidden, rate, attention))
+                else:
+                    blocks.append(PoolBlock(widths[i], hidden, rate))
+            stages.append(Stage(ConvNorm(widths[i - 1], widths[i], 3, 2) if i else None, blocks, with_cp))
         norms = {str(i): nn.GroupNorm(1, widths[i]) for i in self.out_indices} if out_norm else {}
         self.finish(Stem(in_channels, widths[0]), stages, nn.ModuleDict(norms))
 
     @classmethod
-    def check_arch(cls, arch: dict) -> None:
-        """Refuse keys and values that cannot be built."""
-        super().check_arch(arch)
-        blocks, last = arch['attention_blocks'], arch['depths'][-1]
-        valid = integers([blocks], 0) and blocks <= last
-        cls._require(valid, arch, 'attention_blocks', f'0 to {last}, the depth of the last stage')
+    def explicit(cls, arch: str | dict) -> dict:
+        """Return an arch as a dict in which every default is filled in."""
+        settings = cls._settings(arch)
+        return dict(
+            super().explicit(arch),
+            attention_blocks=int(settings['attention_blocks']),
+            key_dim=int(settings.get('key_dim', cls.KEY_DIM)),
+            value_dim=int(settings.get('value_dim', cls.VALUE_DIM)),
+        )
+
+    @classmethod
+    def _check_family(
+        cls, checker: ArchChecker, widths: tuple[int, ...] | None, depths: tuple[int, ...] | None
+    ) -> None:
+        checker.integer('attention_blocks', 0, depths[-1] if depths else MOST_BLOCKS)
+        for key in ('key_dim', 'value_dim'):
+            checker.integer(key, 1, 1024)

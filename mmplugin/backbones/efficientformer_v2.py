@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from mmplugin.layers import BIASES, ConvNorm, DropPath, attend, compiled_for_inference, drop_path_rates, gelu
 
-from .base import DenseBackbone, FusesScales, Stage, integers
+from .arch import ArchChecker, is_integer, is_listed
+from .base import DenseBackbone, FusesScales, Stage
 
 LAYER_SCALE = 1e-5  # initial value, as in the authors' code
 
@@ -55,14 +56,14 @@ class Attention(nn.Module):
     With ``stride`` 2 it runs at half the resolution (stride attention, Section 3.4).
     """
 
-    heads, key_dim, value_dim = 8, 32, 128
+    heads = 8
 
-    def __init__(self, channels: int, stride: int, attention_bias: str, bias_grid: int):
+    def __init__(self, channels: int, stride: int, key_dim: int, value_dim: int, attention_bias: str, bias_grid: int):
         super().__init__()
-        values = self.heads * self.value_dim
+        values = self.heads * value_dim
         self.stride_conv = ConvNorm(channels, channels, 3, stride, groups=channels) if stride > 1 else None
-        self.q = ConvNorm(channels, self.heads * self.key_dim)
-        self.k = ConvNorm(channels, self.heads * self.key_dim)
+        self.q = ConvNorm(channels, self.heads * key_dim)
+        self.k = ConvNorm(channels, self.heads * key_dim)
         self.v = ConvNorm(channels, values)
         self.v_local = ConvNorm(values, values, 3, groups=values)
         self.talking_head1 = nn.Conv2d(self.heads, self.heads, 1)
@@ -159,12 +160,12 @@ class Block(nn.Module, FusesScales):
     layer_scale_1: nn.Parameter | None
     layer_scale_2: nn.Parameter | None
 
-    def __init__(self, channels: int, ratio: int, drop_path: float, attention: Attention | None):
+    def __init__(self, channels: int, hidden: int, drop_path: float, attention: Attention | None):
         super().__init__()
         self.token_mixer = attention
         if attention is not None:
             self.layer_scale_1 = nn.Parameter(torch.full((channels,), LAYER_SCALE))
-        self.mlp = Mlp(channels, ratio * channels)
+        self.mlp = Mlp(channels, hidden)
         self.layer_scale_2 = nn.Parameter(torch.full((channels,), LAYER_SCALE))
         self.drop_path = DropPath(drop_path)
 
@@ -196,7 +197,8 @@ class EfficientFormerV2(DenseBackbone):
     The other arguments are those of ``DenseBackbone``.
     """
 
-    # ratios: width of each feed-forward network divided by that of its stage; attention: last blocks of stages 3 and 4
+    # ratios: hidden channels of each feed-forward network divided by the width of its stage
+    # attention_blocks: the last blocks of stages 3 and 4 that have attention; a pair where the stages differ
     ARCHS: ClassVar = {
         's0': dict(
             widths=(32, 48, 96, 176),
@@ -228,6 +230,8 @@ class EfficientFormerV2(DenseBackbone):
         ),
     }
     STRIDES: ClassVar = (4, 8, 16, 32)
+    OPTIONAL: ClassVar = ('key_dim', 'value_dim')
+    KEY_DIM, VALUE_DIM = 32, 128  # of each head, where the arch does not say
 
     def __init__(
         self,
@@ -253,32 +257,54 @@ class EfficientFormerV2(DenseBackbone):
             init_cfg=init_cfg,
         )
         grid = self.check_bias(attention_bias, bias_grid)
-        widths, depths = self.settings['widths'], self.settings['depths']
+        arch = self.explicit(self.settings)
+        widths, depths = arch['widths'], arch['depths']
         rates = drop_path_rates(self.drop_path_rate, depths)
         stages = []
         for i in range(self.num_stages):
             halving = AttentionDownsample(widths[2], widths[3], attention_bias, grid) if i == 3 else None
-            first_attention = depths[i] - self.settings['attention_blocks'] if i >= 2 else depths[i]
-            blocks = [
-                Block(
-                    widths[i],
-                    self.settings['ratios'][i][j],
-                    rates[i][j],
-                    Attention(widths[i], 2 if i == 2 else 1, attention_bias, grid) if j >= first_attention else None,
-                )
-                for j in range(depths[i])
-            ]
+            first_attention = depths[i] - arch['attention_blocks'][i - 2] if i >= 2 else depths[i]
+            blocks = []
+            for j in range(depths[i]):
+                attention = None
+                if j >= first_attention:
+                    dims = arch['key_dim'], arch['value_dim']
+                    attention = Attention(widths[i], 2 if i == 2 else 1, *dims, attention_bias, grid)
+                blocks.append(Block(widths[i], arch['hidden'][i][j], rates[i][j], attention))
             stages.append(Stage(Downsample(widths[i - 1], widths[i], halving) if i else None, blocks, with_cp))
         self.finish(Stem(in_channels, widths[0]), stages)
 
     @classmethod
-    def check_arch(cls, arch: dict) -> None:
-        """Refuse keys and values that cannot be built."""
-        super().check_arch(arch)
-        cls._require(integers([arch['attention_blocks']], 0), arch, 'attention_blocks', 'an integer of 0 or more')
-        ratios, depths = arch['ratios'], arch['depths']
-        valid = isinstance(ratios, list | tuple) and len(ratios) == len(depths)
-        valid = valid and all(
-            integers(of_stage, 1, n) or (n == 0 and not of_stage) for of_stage, n in zip(ratios, depths, strict=True)
+    def explicit(cls, arch: str | dict) -> dict:
+        """Return an arch as a dict in which every default is filled in."""
+        settings, result = cls._settings(arch), super().explicit(arch)
+        blocks = settings['attention_blocks']
+        pair = blocks if isinstance(blocks, list | tuple) else [min(blocks, depth) for depth in result['depths'][2:]]
+        return dict(
+            result,
+            attention_blocks=tuple(map(int, pair)),
+            key_dim=int(settings.get('key_dim', cls.KEY_DIM)),
+            value_dim=int(settings.get('value_dim', cls.VALUE_DIM)),
         )
-        cls._require(valid, arch, 'ratios', f'for every stage an integer per block; the depths are {tuple(depths)}')
+
+    @classmethod
+    def _check_family(
+        cls, checker: ArchChecker, widths: tuple[int, ...] | None, depths: tuple[int, ...] | None
+    ) -> None:
+        blocks = checker.arch['attention_blocks']
+        if is_listed(blocks, 2):
+            for i, value in enumerate(blocks):
+                most = depths[2 + i] if depths else 1024
+                if not is_integer(value, 0, most):
+                    checker.refuse(f'attention_blocks, stage {3 + i},', value, f'integers from 0 to {most}, its depth')
+        else:
+            most = max(depths[2:]) if depths else 1024
+            if not is_integer(blocks, 0, most):
+                allowed = (
+                    f'an integer from 0 to {most}, the depth of stages 3 and 4, or a pair of integers, one for each'
+                )
+                checker.refuse('attention_blocks', blocks, allowed)
+        for key in ('key_dim', 'value_dim'):
+            checker.integer(key, 1, 1024)
+        if 'ratios' not in checker.arch and 'hidden' not in checker.arch:
+            checker.problems.append('ratios is missing; required: ratios or hidden, for each stage a number per block')

@@ -7,7 +7,7 @@ https://github.com/microsoft/Cream/tree/main/EfficientViT (MIT License).
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -24,10 +24,10 @@ from mmplugin.layers import (
     resize_matrix,
 )
 
-from .base import DenseBackbone, Stage, integers
+from .arch import MOST_CHANNELS, ArchChecker, is_integer, is_listed, whole_product
+from .base import DenseBackbone, Stage
 
 WINDOW = 7
-KEY_DIM = 16
 
 
 class Stem(nn.Sequential):
@@ -45,10 +45,10 @@ class Stem(nn.Sequential):
 class Mlp(nn.Module):
     """Two 1x1 convolutions with ReLU between them."""
 
-    def __init__(self, channels: int, zero_init: bool):
+    def __init__(self, channels: int, hidden: int, zero_init: bool):
         super().__init__()
-        self.pw1 = ConvNorm(channels, 2 * channels, bias=False, post_act='relu')
-        self.pw2 = ConvNorm(2 * channels, channels, bias=False, zero_init=zero_init)
+        self.pw1 = ConvNorm(channels, hidden, bias=False, post_act='relu')
+        self.pw2 = ConvNorm(hidden, channels, bias=False, zero_init=zero_init)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to the same shape."""
@@ -124,12 +124,12 @@ class CascadedGroupAttention(nn.Module):
     comes after the windows are joined, so that it (and its norm, if that is trained) never sees padding.
     """
 
-    def __init__(self, channels: int, heads: int, kernels: Sequence[int]):
+    def __init__(self, channels: int, heads: int, kernels: Sequence[int], key_dim: int):
         super().__init__()
-        share = channels // heads
-        self.qkvs = nn.ModuleList(ConvNorm(share, 2 * KEY_DIM + share, bias=False) for _ in range(heads))
+        self.key_dim, share = key_dim, channels // heads
+        self.qkvs = nn.ModuleList(ConvNorm(share, 2 * key_dim + share, bias=False) for _ in range(heads))
         self.dws = nn.ModuleList(
-            ConvNorm(KEY_DIM, KEY_DIM, kernel, groups=KEY_DIM, bias=False) for kernel in kernels[:heads]
+            ConvNorm(key_dim, key_dim, kernel, groups=key_dim, bias=False) for kernel in kernels[:heads]
         )
         self.proj = ConvNorm(channels, channels, bias=False, zero_init=True)
         self.attention_biases = WindowBias(heads, WINDOW)
@@ -150,9 +150,9 @@ class CascadedGroupAttention(nn.Module):
         outputs: list[Tensor] = []
         for share, qkv, dw, bias in zip(shares, self.qkvs, self.dws, biases, strict=True):
             share = share + outputs[-1] if outputs else share
-            q, k, v = qkv(share).split([KEY_DIM, KEY_DIM, share.shape[1]], 1)
+            q, k, v = qkv(share).split([self.key_dim, self.key_dim, share.shape[1]], 1)
             q, k, v = (t.flatten(2).transpose(1, 2) for t in (dw(q), k, v))  # (B, N, d)
-            attn = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=KEY_DIM**-0.5).softmax(-1)  # (B, N, N)
+            attn = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=self.key_dim**-0.5).softmax(-1)  # (B, N, N)
             outputs.append((attn @ v).transpose(1, 2).unflatten(2, share.shape[2:]))
         return torch.cat(outputs, 1)
 
@@ -173,9 +173,8 @@ class SqueezeExcite(nn.Module):
 class PatchMerging(nn.Module):
     """An inverted residual block of stride 2, without the residual."""
 
-    def __init__(self, channels: int, out_channels: int):
+    def __init__(self, channels: int, hidden: int, out_channels: int):
         super().__init__()
-        hidden = 4 * channels
         self.conv1 = ConvNorm(channels, hidden, bias=False, post_act='relu')
         self.conv2 = ConvNorm(hidden, hidden, 3, 2, groups=hidden, bias=False, post_act='relu')
         self.se = SqueezeExcite(hidden)
@@ -189,13 +188,13 @@ class PatchMerging(nn.Module):
 class Downsample(nn.Module):
     """The sandwich of a block, with patch merging in place of attention."""
 
-    def __init__(self, channels: int, out_channels: int):
+    def __init__(self, channels: int, out_channels: int, hidden: Sequence[int], merge_hidden: int):
         super().__init__()
         self.dw0 = TokenInteraction(channels, zero_init=False)
-        self.ffn0 = Mlp(channels, zero_init=False)
-        self.merge = PatchMerging(channels, out_channels)
+        self.ffn0 = Mlp(channels, hidden[0], zero_init=False)
+        self.merge = PatchMerging(channels, merge_hidden, out_channels)
         self.dw1 = TokenInteraction(out_channels, zero_init=False)
-        self.ffn1 = Mlp(out_channels, zero_init=False)
+        self.ffn1 = Mlp(out_channels, hidden[1], zero_init=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, out_channels, ceil(H / 2), ceil(W / 2))."""
@@ -209,13 +208,13 @@ class Downsample(nn.Module):
 class Block(nn.Module):
     """The sandwich: token interaction and feed-forward network before and after attention."""
 
-    def __init__(self, channels: int, heads: int, kernels: Sequence[int], drop_path: float):
+    def __init__(self, channels: int, hidden: int, attention: CascadedGroupAttention, drop_path: float):
         super().__init__()
         self.dw0 = TokenInteraction(channels, zero_init=True)
-        self.ffn0 = Mlp(channels, zero_init=True)
-        self.mixer = CascadedGroupAttention(channels, heads, kernels)
+        self.ffn0 = Mlp(channels, hidden, zero_init=True)
+        self.mixer = attention
         self.dw1 = TokenInteraction(channels, zero_init=True)
-        self.ffn1 = Mlp(channels, zero_init=True)
+        self.ffn1 = Mlp(channels, hidden, zero_init=True)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -248,6 +247,10 @@ class EfficientViTMSRA(DenseBackbone):
         'm5': dict(widths=(192, 288, 384), depths=(1, 3, 4), heads=(3, 3, 4), kernels=(7, 5, 3, 3)),
     }
     STRIDES: ClassVar = (16, 32, 64)
+    OPTIONAL: ClassVar = ('key_dims', 'downsample_hidden', 'merge_ratio')
+    RATIO = 2
+    MIN_STEM = 8  # the stem starts with an eighth of the width
+    KEY_DIM, MERGE_RATIO = 16, 4  # of each head; of patch merging: where the arch does not say
 
     def __init__(
         self,
@@ -272,24 +275,74 @@ class EfficientViTMSRA(DenseBackbone):
             init_cfg=init_cfg,
         )
         self.check_choice('attention_bias', attention_bias, ['offset'])
-        widths, heads, kernels = (self.settings[key] for key in ('widths', 'heads', 'kernels'))
-        rates = drop_path_rates(self.drop_path_rate, self.settings['depths'])
+        arch = self.explicit(self.settings)
+        widths, depths, kernels = arch['widths'], arch['depths'], arch['kernels']
+        rates = drop_path_rates(self.drop_path_rate, depths)
         stages = []
         for i in range(self.num_stages):
-            downsample = Downsample(widths[i - 1], widths[i]) if i else None
-            blocks = [Block(widths[i], heads[i], kernels, rate) for rate in rates[i]]
+            downsample = None
+            if i:
+                merge_hidden = round(arch['merge_ratio'][i - 1] * widths[i - 1])
+                downsample = Downsample(widths[i - 1], widths[i], arch['downsample_hidden'][i - 1], merge_hidden)
+            blocks = []
+            for hidden, rate in zip(arch['hidden'][i], rates[i], strict=True):
+                attention = CascadedGroupAttention(widths[i], arch['heads'][i], kernels, arch['key_dims'][i])
+                blocks.append(Block(widths[i], hidden, attention, rate))
             stages.append(Stage(downsample, blocks, with_cp))
         self.finish(Stem(in_channels, widths[0]), stages)
 
     @classmethod
-    def check_arch(cls, arch: dict) -> None:
-        """Refuse keys and values that cannot be built."""
-        super().check_arch(arch)
-        widths, heads, kernels = arch['widths'], arch['heads'], arch['kernels']
-        cls._require(widths[0] >= 8, arch, 'widths', '8 or more for the first stage, whose stem starts with an eighth')
-        valid = integers(heads, 1, len(widths)) and not any(w % n for w, n in zip(widths, heads, strict=True))
-        cls._require(
-            valid, arch, 'heads', f'an integer per stage that divides its width; the widths are {tuple(widths)}'
+    def explicit(cls, arch: str | dict) -> dict:
+        """Return an arch as a dict in which every default is filled in.
+
+        ``downsample_hidden``: channels of the feed-forward networks before and after each patch merging.
+        """
+        settings, result = cls._settings(arch), super().explicit(arch)
+        widths = result['widths']
+        before_after = settings.get('downsample_hidden') or [[2 * a, 2 * b] for a, b in pairwise(widths)]
+        ratios = settings.get('merge_ratio', cls.MERGE_RATIO)
+        ratios = ratios if isinstance(ratios, list | tuple) else [ratios] * (len(widths) - 1)
+        return dict(
+            result,
+            heads=tuple(map(int, settings['heads'])),
+            kernels=tuple(map(int, settings['kernels'])),
+            key_dims=tuple(map(int, settings.get('key_dims') or [cls.KEY_DIM] * len(widths))),
+            downsample_hidden=tuple(tuple(map(int, pair)) for pair in before_after),
+            merge_ratio=tuple(round(ratio * width) / width for ratio, width in zip(ratios, widths[:-1], strict=True)),
         )
-        valid = integers(kernels, 1, None) and len(kernels) >= max(heads) and all(kernel % 2 for kernel in kernels)
-        cls._require(valid, arch, 'kernels', f'odd integers, one for each of up to {max(heads)} heads')
+
+    @classmethod
+    def _check_family(
+        cls, checker: ArchChecker, widths: tuple[int, ...] | None, depths: tuple[int, ...] | None
+    ) -> None:
+        heads, kernels = checker.integers('heads', 1, 64), checker.arch['kernels']
+        for i, (width, count) in enumerate(zip(widths or (), heads or (), strict=False)):
+            if width % count:
+                checker.refuse(f'heads, stage {i + 1},', count, f'divisors of its width, {width}')
+        if not is_listed(kernels) or not all(is_integer(kernel, 1, 99) and kernel % 2 for kernel in kernels):
+            checker.refuse('kernels', kernels, 'a list of odd integers from 1 to 99, one for each head')
+        elif heads and len(kernels) < max(heads):
+            checker.refuse('kernels', kernels, f'{max(heads)} odd integers, one for each of up to {max(heads)} heads')
+        checker.integers('key_dims', 1, 1024)
+        cls._check_downsampling(checker, widths)
+
+    @classmethod
+    def _check_downsampling(cls, checker: ArchChecker, widths: tuple[int, ...] | None) -> None:
+        arch, count = checker.arch, len(cls.STRIDES) - 1
+        pairs: Any = arch.get('downsample_hidden')
+        ratios = arch.get('merge_ratio', cls.MERGE_RATIO)
+        if 'downsample_hidden' in arch and not (
+            is_listed(pairs, count)
+            and all(is_listed(pair, 2) and all(is_integer(value, 1, MOST_CHANNELS) for value in pair) for pair in pairs)
+        ):
+            checker.refuse(
+                'downsample_hidden', pairs, f'{count} pairs of integers: before and after each patch merging'
+            )
+        ratios = ratios if isinstance(ratios, list | tuple) else [ratios] * count
+        if len(ratios) != count:
+            checker.refuse('merge_ratio', arch['merge_ratio'], f'a number, or {count} numbers')
+            return
+        for i, (ratio, width) in enumerate(zip(ratios, widths or (), strict=False)):
+            if (whole_product(ratio, width) or 0) < 4:
+                allowed = f'numbers whose product with the width {width} is a whole number of 4 or more'
+                checker.refuse(f'merge_ratio, before stage {i + 2},', ratio, allowed)
