@@ -11,6 +11,18 @@ MOST_CHANNELS = 65536
 MOST_BLOCKS = 1024  # of a stage
 
 
+def arch_name(arch: str | Mapping[str, Any]) -> str:
+    """Return an arch in one line, for messages: its name, or what a dict consists of."""
+    if isinstance(arch, str):
+        return arch
+    keys = [key for key in ('widths', 'depths', 'heads', 'attention_blocks') if key in arch]
+    return 'custom: ' + ', '.join(f'{key.replace("_", " ")} {_spaced(arch[key])}' for key in keys)
+
+
+def _spaced(value: Any) -> str:
+    return ' '.join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
 def is_integer(value: Any, least: int, most: int) -> bool:
     """Return whether a value is an integer of this range. Booleans and floats such as 32.0 are not."""
     return isinstance(value, Integral) and not isinstance(value, bool) and least <= int(value) <= most
@@ -51,7 +63,7 @@ class ArchChecker:
     def raise_if_any(self) -> None:
         """Raise one ``UserError`` for all problems."""
         if self.problems:
-            raise UserError(f'{self.owner}: this arch cannot be built: ' + '\n  '.join(['', *self.problems]).strip())
+            raise UserError(f'{self.owner}: this arch cannot be built: {"; ".join(self.problems)}')
 
     def keys(self, required: Sequence[str], optional: Sequence[str]) -> None:
         """Check the keys. Without the required ones, nothing else can be checked."""

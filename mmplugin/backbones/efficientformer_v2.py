@@ -60,7 +60,7 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int, stride: int, key_dim: int, value_dim: int, attention_bias: str, bias_grid: int):
         super().__init__()
-        values = self.heads * value_dim
+        self.key_dim, values = key_dim, self.heads * value_dim
         self.stride_conv = ConvNorm(channels, channels, 3, stride, groups=channels) if stride > 1 else None
         self.q = ConvNorm(channels, self.heads * key_dim)
         self.k = ConvNorm(channels, self.heads * key_dim)

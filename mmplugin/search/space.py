@@ -1,0 +1,134 @@
+"""The sub-networks of a network that have fewer channels: their sizes, and the channels that belong together.
+
+A *size* is a number that the search may reduce: the width of a stage, the hidden channels of a feed-forward network,
+the dimensions of queries, keys and values. A *pool* is a set of channels from which a size selects: all heads of all
+attention blocks have as many query channels, but each head selects its own. An *axis* of a weight consists of pools.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mmplugin.backbones import FAMILIES
+from mmplugin.errors import UserError
+
+STEP = 8  # channels that are removed together, so that kernels keep whole vectors
+KINDS = {  # of the sizes, and how reports name them
+    'width': 'width',
+    'hidden': 'feed-forward network',
+    'downsample': 'feed-forward network',
+    'merge': 'patch merging',
+    'key': 'queries and keys',
+    'value': 'values',
+}
+Sizes = dict[str, int]
+
+
+def sizes_of(family: str, arch: str | dict) -> Sizes:
+    """Return the sizes of an arch, by name: ``width.2``, ``hidden.2.0`` (stage, block), ``key``, ..."""
+    explicit = FAMILIES[family].explicit(arch)
+    widths = explicit['widths']
+    sizes = {f'width.{i}': width for i, width in enumerate(widths)}
+    sizes |= {f'hidden.{i}.{j}': n for i, of_stage in enumerate(explicit['hidden']) for j, n in enumerate(of_stage)}
+    if family == 'evit':
+        sizes |= {
+            f'downsample.{i}.{j}': n for i, pair in enumerate(explicit['downsample_hidden']) for j, n in enumerate(pair)
+        }
+        sizes |= {f'merge.{i}': round(ratio * widths[i]) for i, ratio in enumerate(explicit['merge_ratio'])}
+        sizes |= {f'key.{i}': n for i, n in enumerate(explicit['key_dims']) if explicit['depths'][i]}
+    elif explicit['attention_blocks'] not in (0, (0, 0)):
+        sizes |= {'key': explicit['key_dim'], 'value': explicit['value_dim']}
+    return sizes
+
+
+def arch_with(family: str, arch: str | dict, sizes: Mapping[str, int]) -> dict[str, Any]:
+    """Return the explicit arch with these sizes; those that are not named stay."""
+    explicit = FAMILIES[family].explicit(arch)
+    sizes = {**sizes_of(family, explicit), **sizes}
+    widths = tuple(sizes[f'width.{i}'] for i in range(len(explicit['widths'])))
+    explicit['hidden'] = tuple(
+        tuple(sizes[f'hidden.{i}.{j}'] for j in range(len(of_stage))) for i, of_stage in enumerate(explicit['hidden'])
+    )
+    if family == 'evit':
+        explicit['downsample_hidden'] = tuple(
+            tuple(sizes[f'downsample.{i}.{j}'] for j in range(2)) for i in range(len(widths) - 1)
+        )
+        explicit['merge_ratio'] = tuple(sizes[f'merge.{i}'] / widths[i] for i in range(len(widths) - 1))
+        explicit['key_dims'] = tuple(sizes.get(f'key.{i}', n) for i, n in enumerate(explicit['key_dims']))
+    elif 'key' in sizes:
+        explicit.update(key_dim=sizes['key'], value_dim=sizes['value'])
+    explicit['widths'] = widths
+    return explicit
+
+
+def kind_of(size: str) -> str:
+    """Return the first word of a size's name, a key of ``KINDS``."""
+    return size.partition('.')[0]
+
+
+@dataclass(frozen=True)
+class Space:
+    """All networks that a network becomes when groups of channels are removed.
+
+    Args:
+        family: 'v1', 'v2' or 'evit'.
+        start: The largest arch, in explicit form.
+        fixed: Kinds of sizes that stay as they are, such as ``width`` where the neck cannot be changed.
+    """
+
+    family: str
+    start: dict[str, Any]
+    fixed: frozenset[str] = field(default_factory=frozenset)
+
+    @classmethod
+    def below(cls, family: str, arch: str | dict, fixed: Sequence[str] = ()) -> 'Space':
+        """Return the space below an arch, by name or as a dict."""
+        if family not in FAMILIES:
+            raise UserError(f'there is no family {family!r}; allowed: {", ".join(FAMILIES)}')
+        unknown = sorted(set(fixed) - set(KINDS))
+        if unknown:
+            raise UserError(f'fixed is {unknown}; allowed: {", ".join(KINDS)}')
+        return cls(family, FAMILIES[family].explicit(arch), frozenset(fixed))
+
+    def step(self, size: str) -> int:
+        """Return how many channels are removed at a time."""
+        if self.family == 'evit' and kind_of(size) == 'width':  # each head has a share of the width
+            return STEP * self.start['heads'][int(size.split('.')[1])]
+        return STEP
+
+    def least(self, size: str) -> int:
+        """Return the smallest value: an eighth of the start, in whole steps."""
+        step, start = self.step(size), sizes_of(self.family, self.start)[size]
+        return min(start, max(step, start // 8 // step * step))
+
+    def actions(self, sizes: Mapping[str, int]) -> dict[str, Sizes]:
+        """Return what can be removed next: the name of a size, and the sizes without one group of its channels."""
+        return {
+            size: {**sizes, size: n - self.step(size)}
+            for size, n in sizes.items()
+            if kind_of(size) not in self.fixed and n - self.step(size) >= self.least(size)
+        }
+
+    def smallest(self) -> dict[str, Any]:
+        """Return the arch from which nothing more can be removed."""
+        sizes, todo = sizes_of(self.family, self.start), True
+        while todo:
+            todo = False
+            for size in list(sizes):
+                while size in self.actions(sizes):
+                    sizes, todo = self.actions(sizes)[size], True
+        return self.arch(sizes)
+
+    def arch(self, sizes: Mapping[str, int]) -> dict[str, Any]:
+        """Return the explicit arch with these sizes."""
+        return arch_with(self.family, self.start, sizes)
+
+    def contains(self, arch: str | dict) -> bool:
+        """Return whether an arch has the depths of the start and none of its sizes is larger."""
+        explicit = FAMILIES[self.family].explicit(arch)
+        same = all(explicit[key] == value for key, value in self.start.items() if key in FIXED_KEYS)
+        own = sizes_of(self.family, self.start)
+        return same and all(n <= own.get(size, 0) for size, n in sizes_of(self.family, explicit).items())
+
+
+FIXED_KEYS = ('depths', 'attention_blocks', 'heads', 'kernels')

@@ -1,0 +1,112 @@
+"""Sub-networks: ordinary backbones whose weights are slices of a larger network's weights."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmplugin.backbones import FAMILIES, DenseBackbone
+from mmplugin.errors import UserError
+from mmplugin.layers.attention_bias import OffsetBias, UpstreamBias
+
+from .pools import Pools, first
+
+
+def family_of(backbone: nn.Module) -> str:
+    """Return 'v1', 'v2' or 'evit'."""
+    for family, cls in FAMILIES.items():
+        if type(backbone) is cls:
+            return family
+    names = ', '.join(cls.__name__ for cls in FAMILIES.values())
+    raise UserError(f'the backbone is a {type(backbone).__name__}; a search needs one of {names}')
+
+
+def arguments_of(backbone: DenseBackbone) -> dict[str, Any]:
+    """Return the constructor's arguments of a backbone, without ``arch`` and ``init_cfg``."""
+    arguments: dict[str, Any] = {
+        name: getattr(backbone, name)
+        for name in ('in_channels', 'out_indices', 'frozen_stages', 'norm_eval', 'drop_path_rate', 'with_cp')
+    }
+    family = family_of(backbone)
+    for name, module in backbone.named_modules():
+        if family != 'evit' and isinstance(module, OffsetBias) and '.downsample.' not in name:
+            bias = 'upstream' if isinstance(module, UpstreamBias) else 'offset'
+            arguments |= dict(attention_bias=bias, bias_grid=module.grid)
+            break
+    if family == 'v1':
+        arguments['out_norm'] = len(backbone.out_norms) > 0
+    return arguments
+
+
+def sliced(pools: Pools, weights: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of the network that keeps only some channels of each pool."""
+    result = {}
+    for key, weight in weights.items():
+        for dim, axis in enumerate(pools.axes_of(key, weight.shape)):
+            if axis and dim < weight.dim() and any(segment.pool in kept for segment in pools.axes[axis]):
+                weight = weight.index_select(dim, pools.indices(axis, kept).to(weight.device))
+        result[key] = weight.detach().clone()
+    return result
+
+
+def subnet(backbone: DenseBackbone, arch: str | dict, kept: Mapping[str, Tensor] | None = None) -> DenseBackbone:
+    """Return an ordinary backbone of a smaller arch that has slices of ``backbone``'s weights.
+
+    Args:
+        backbone: The large network. It is not changed.
+        arch: A smaller arch: the same depths, no size larger.
+        kept: For each pool of ``Pools``, the channels to keep; by default, the first ones.
+    """
+    family = family_of(backbone)
+    large, small = Pools(family, backbone.settings), Pools(family, arch)
+    _check(large, small)
+    kept = first(large, small) if kept is None else kept
+    own = backbone.state_dict()
+    result = type(backbone)(small.arch, **arguments_of(backbone))
+    target = result.state_dict()
+    result.load_state_dict(sliced(large, {key: own[key] for key in target}, kept), strict=True)
+    first_parameter = next(backbone.parameters())
+    return result.to(first_parameter.device, first_parameter.dtype).train(backbone.training)
+
+
+def _check(large: Pools, small: Pools) -> None:
+    wrong = [
+        key for key in ('depths', 'attention_blocks', 'heads', 'kernels') if large.arch.get(key) != small.arch.get(key)
+    ]
+    if wrong:
+        raise UserError(
+            '; '.join(f'{key} is {small.arch[key]}, but the large network has {large.arch[key]}' for key in wrong)
+            + '. A sub-network has fewer channels, not fewer blocks'
+        )
+    larger = [
+        f'{pool}: {count} of {large.count[pool]}' for pool, count in small.count.items() if count > large.count[pool]
+    ]
+    if larger:
+        raise UserError(
+            f'the arch is no sub-network, it has more channels than the large network: {"; ".join(larger[:8])}'
+        )
+
+
+@torch.no_grad()
+def keep_logit_scale_(small: DenseBackbone, large: DenseBackbone) -> None:
+    """Scale the queries of a sub-network, so that attention logits are sums over fewer channels and else unchanged.
+
+    A backbone divides logits by the root of its own query channels, which are fewer than those of the large network.
+    """
+    for module, before in zip(small.modules(), large.modules(), strict=True):
+        own, old = getattr(module, 'key_dim', None), getattr(before, 'key_dim', None)
+        if own is None or old is None or own == old:
+            continue
+        factor = math.sqrt(own / old)
+        if hasattr(module, 'dws'):
+            for dw in module.dws:
+                dw.norm.weight.mul_(factor)
+                dw.norm.bias.mul_(factor)
+        elif hasattr(module, 'qkv'):
+            for tensor in (module.qkv.weight, module.qkv.bias):
+                tensor.unflatten(0, (module.heads, -1))[:, :own].mul_(factor)
+        else:
+            module.q.norm.weight.mul_(factor)
+            module.q.norm.bias.mul_(factor)
