@@ -1,0 +1,109 @@
+"""Latency tables as files: JSON, in milliseconds, with everything that they hold for."""
+
+import json
+import math
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from mmplugin.errors import UserError
+from mmplugin.files import atomic_write, reason
+from mmplugin.search.conditions import MACHINE, Conditions, differences, processor_name
+from mmplugin.search.fitted import FittedModel, InSituModel
+from mmplugin.search.latency import CheckRow, LatencyTable, refuse_seconds
+from mmplugin.search.parts import Part, parts_of
+from mmplugin.text import some
+
+KIND = 'mmplugin latency table'
+MEASURE_ANEW = 'Run the same command without --latency-table to measure a table here'
+
+
+def write_table(table: LatencyTable, path: Path) -> None:
+    """Write a table."""
+    content: dict[str, Any] = dict(kind=KIND, unit='ms', conditions=asdict(table.conditions))
+    if isinstance(table.model, InSituModel):
+        content['entries'] = [[*part, ms] for part, ms in table.model.entries.items()]
+    else:
+        content['coefficients'] = table.model.coefficients
+    content['checks'] = [row._asdict() for row in table.checks]
+    try:
+        with atomic_write(path) as draft:
+            draft.write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
+    except OSError as error:
+        raise UserError(f'{path} cannot be written: {reason(error)}') from error
+
+
+def read_table(cls: type[LatencyTable], path: Path, expected: dict[str, Any]) -> LatencyTable:
+    """Read a table and check that it holds for this machine and for the expected conditions."""
+    unknown = set(expected) - {field.name for field in fields(Conditions)}
+    if unknown:
+        raise TypeError(f'unknown conditions: {", ".join(sorted(unknown))}')
+    if path.suffix == '.csv':
+        from mmplugin.search.probes import read_probes
+
+        table = read_probes(path)
+    else:
+        table = _read_json(cls, path)
+    _check_here(table.conditions, path, expected)
+    return table
+
+
+def _read_json(cls: type[LatencyTable], path: Path) -> LatencyTable:
+    try:
+        content = json.loads(path.read_text(encoding='utf-8'))
+    except OSError as error:
+        raise UserError(f'{path} cannot be read: {reason(error)}') from error
+    except ValueError as error:
+        raise UserError(f'{path} is no latency table: it is no JSON ({error})') from error
+    if not isinstance(content, dict) or content.get('kind') != KIND:
+        raise UserError(f'{path} is no latency table: "kind" is not "{KIND}"')
+    if content.get('unit') != 'ms':
+        raise UserError(f'{path}: the unit of the times is {content.get("unit")!r}; allowed is "ms"')
+    try:
+        table = _table_from(cls, content)
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise UserError(f'{path}: {error}') from error
+        raise UserError(f'{path} is damaged ({type(error).__name__}: {error}). {MEASURE_ANEW}') from error
+    refuse_seconds([row.ms for row in table.checks], str(path))
+    return table
+
+
+def _table_from(cls: type[LatencyTable], content: dict[str, Any]) -> LatencyTable:
+    names = {field.name for field in fields(Conditions)}
+    given = dict(content['conditions'])
+    if set(given) != names:
+        raise UserError(f'the conditions are {some(sorted(given), 20)}; expected {some(sorted(names), 20)}')
+    conditions = Conditions(**dict(given, size=tuple(given['size'])))
+    checks = [CheckRow(row['arch'], *(_time(row[name]) for name in CheckRow._fields[1:])) for row in content['checks']]
+    model: InSituModel | FittedModel
+    if 'coefficients' in content:
+        coefficients = {kind: [_time(value, 0.0) for value in row] for kind, row in content['coefficients'].items()}
+        model = FittedModel(conditions.family, conditions.size, conditions.batch, coefficients)
+    else:
+        model = InSituModel(
+            {Part(kind, int(stage), tuple(map(int, sizes))): _time(ms) for kind, stage, sizes, ms in content['entries']}
+        )
+    for row in checks:
+        for part in parts_of(conditions.family, row.arch):
+            model(part)  # a missing entry is refused here, not in the middle of a search
+    return cls(conditions, model, checks)
+
+
+def _time(value: Any, least: float = 1e-9) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < least:
+        raise UserError(f'a time is {value!r}; allowed are numbers above 0, in ms')
+    return float(value)
+
+
+def _check_here(conditions: Conditions, path: Path, expected: dict[str, Any]) -> None:
+    here: dict[str, Any] = {}
+    if conditions.mode != 'probes':
+        import torch
+
+        here = dict(processor=processor_name(conditions.device), torch=torch.__version__)
+        assert set(here) == set(MACHINE)
+    else:  # another device, whose mode, threads and clock are what the user chose there
+        expected = {name: expected[name] for name in ('family', 'size', 'batch') if name in expected}
+    if found := differences(conditions, {**here, **expected}):
+        raise UserError(f'{path} is of other conditions than wanted: {"; ".join(found)}. {MEASURE_ANEW}')
