@@ -62,14 +62,16 @@ def convert(
 
     Args:
         state_dict: State dict, or a checkpoint that contains one. It is not changed; the result shares its memory.
-        arch: Expected variant, which is otherwise recognized. A dict is required for a custom variant.
+        arch: Expected variant, which is otherwise recognized. A dict is required for a custom variant in the format of
+            another project.
         ema: Convert the moving average of the weights.
         prefix: Convert only keys with this prefix.
     """
     source = sources.unwrap(state_dict, ema, prefix)
     if arch is None and isinstance(source.saved_config.get('arch'), dict):
-        arch = source.saved_config['arch']
-    known = formats.recognize(source.weights, arch)
+        known = formats.recognize(source.weights, source.saved_config['arch'], "the arch in the file's own meta")
+    else:
+        known = formats.recognize(source.weights, arch)
     if known.form.origin == formats.MMPRETRAIN:
         head_keys = [key for key in source.others if key.startswith('head.')]
         source.weights.update({key: source.others.pop(key) for key in head_keys})
@@ -200,6 +202,7 @@ class _Conversion:
                 f'recognized as {self.known}, but it does not fit:\n'
                 + '\n'.join(_listing(problem, keys) for problem, keys in problems.items() if keys)
                 + '\nNothing was converted. Check that the file is complete and contains only one network.'
+                + (f' {formats.CUSTOM}' if self.known.form.origin != formats.MMPLUGIN else '')
             )
 
 

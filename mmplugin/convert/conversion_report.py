@@ -11,10 +11,10 @@ from rich.table import Table
 from torch import Tensor
 
 from mmplugin.backbones import FAMILIES, DenseBackbone
+from mmplugin.backbones.arch import arch_name
 
 from .classifier import Classifier, from_head
 from .conversion import Result
-from .formats import arch_name
 
 TEST_SIZE = 224
 

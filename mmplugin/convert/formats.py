@@ -5,16 +5,18 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from math import isqrt
+from operator import mul
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmplugin.backbones import FAMILIES
+from mmplugin.backbones.arch import arch_name
 from mmplugin.errors import UserError
 from mmplugin.text import some
 
-from . import key_maps
+from . import arch_of, key_maps
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ FORMATS = (
     Format(MMPLUGIN, 'v2', key_maps.mmplugin),
     Format(MMPLUGIN, 'evit', key_maps.mmplugin),
 )
+CUSTOM = 'For a custom variant in a format other than that of mmplugin, pass its arch: --arch FILE.json'
 ARCHS = {arch: family for family, backbone in FAMILIES.items() for arch in backbone.ARCHS}
 
 
@@ -108,11 +111,6 @@ class Recognized:
         return f'{FAMILIES[self.form.family].__name__} {arch_name(self.arch)} ({self.form.origin})'
 
 
-def arch_name(arch: str | dict) -> str:
-    """Return a name for messages."""
-    return arch if isinstance(arch, str) else 'with custom widths and depths'
-
-
 def settings(family: str, arch: str | dict) -> dict:
     """Return the settings of a variant."""
     return arch if isinstance(arch, dict) else FAMILIES[family].ARCHS[arch]
@@ -136,12 +134,15 @@ def _shapes(form: Format, arch: str) -> dict[str, torch.Size]:
     return {rename(key): form.shape(key, value.shape) for key, value in _skeleton(arch).items()}
 
 
-def recognize(weights: Mapping[str, Tensor], arch: str | dict | None = None) -> Recognized:
+def recognize(
+    weights: Mapping[str, Tensor], arch: str | dict | None = None, named_by: str = 'the arch that was given'
+) -> Recognized:
     """Recognize format and variant from keys and shapes.
 
     Args:
         weights: State dict without prefixes.
-        arch: Expected variant. A dict is required for a custom variant.
+        arch: Expected variant. A dict is required for a custom variant in the format of another project.
+        named_by: Where ``arch`` comes from, for messages.
     """
     matches = {
         (form, name): _similarity(weights, _shapes(form, name))
@@ -150,27 +151,93 @@ def recognize(weights: Mapping[str, Tensor], arch: str | dict | None = None) -> 
         for name in FAMILIES[form.family].ARCHS
     }
     form, found = max(matches, key=matches.__getitem__)
-    similarity = matches[form, found]
-    # The authors' classification and dense files share nearly all keys.
-    if form.origin == ORIGINAL and any(re.match(r'norm[0246]\.|.*\.attention_biases_seg$', key) for key in weights):
-        form = get(DENSE, form.family)
-    if isinstance(arch, dict):  # it may come from the file
-        FAMILIES[form.family].check_arch(arch)
-        if sum(arch['depths']) > len(weights):
-            raise UserError(f'{sum(arch["depths"])} blocks in arch, but only {len(weights)} tensors: another network')
-        return Recognized(form, arch, *_arguments(weights, form, arch))
-    if similarity < 0.2:
-        known = '; '.join(f'{backbone.__name__} {" ".join(backbone.ARCHS)}' for backbone in FAMILIES.values())
+    if isinstance(arch, dict):
+        family = arch_of.family_of(weights)
+        form = _dense(form, weights) if family is None else get(MMPLUGIN, family)
+        return _with_given_arch(weights, form, found, arch, named_by)
+    known = _with_arch_of_shapes(weights, matches[form, found])
+    if known is None:
+        if matches[form, found] < 0.2:
+            raise _unsupported(weights)
+        form = _dense(form, weights)
+        known = Recognized(form, found, *_arguments(weights, form, found))
+    if check_arch(arch) not in (None, known.arch):
+        named, different = check_arch(arch) or '', ''
+        if known.form.origin == MMPLUGIN and ARCHS[named] == known.form.family:
+            both = [arch_of.shown(known.form.family, either) for either in (named, known.arch)]
+            different = f' ({"; ".join(arch_of.differences(both[0], both[1]))})'
+        raise UserError(f'these are weights of {known}, not of {arch}{different}; omit --arch, or use another file')
+    return known
+
+
+def _dense(form: Format, weights: Mapping[str, Tensor]) -> Format:
+    """Tell the authors' dense files from their classification files, which share nearly all keys."""
+    dense = form.origin == ORIGINAL and any(re.match(r'norm[0246]\.|.*\.attention_biases_seg$', key) for key in weights)
+    return get(DENSE, form.family) if dense else form
+
+
+def _with_arch_of_shapes(weights: Mapping[str, Tensor], similarity: float) -> Recognized | None:
+    """Return a custom variant in mmplugin's format, if it fits better than the published variant does."""
+    family = arch_of.family_of(weights)
+    if family is None:
+        return None
+    try:
+        arch = arch_of.arch_from(family, arch_of.read(family, weights))
+        if isinstance(arch, str):
+            return None
+        _check_count(family, arch, weights)
+    except UserError:  # the weights are damaged
+        return None
+    form, own = get(MMPLUGIN, family), skeleton(family, arch)
+    if _similarity(weights, {key: value.shape for key, value in own.items()}) <= similarity:
+        return None
+    return Recognized(form, arch, *_arguments(weights, form, arch))
+
+
+def _with_given_arch(
+    weights: Mapping[str, Tensor], form: Format, published: str, arch: dict, named_by: str
+) -> Recognized:
+    """Return the variant that ``arch`` describes, unless the weights clearly show another one."""
+    family = form.family
+    try:
+        FAMILIES[family].check_arch(arch)  # it may come from the file
+    except UserError as error:
         raise UserError(
-            f'not the weights of a supported network. The file has {len(weights)} tensors: {some(weights) or "none"}. '
-            f'Supported: {known}; as published by their authors, timm or mmpretrain, or written by mmplugin'
+            f'these are weights of {FAMILIES[family].__name__} ({form.origin}), but {named_by} does not fit: {error}'
+        ) from error
+    _check_count(family, arch, weights)
+    if form.origin == MMPLUGIN:
+        found = arch_of.read(family, weights)
+        holds: str | dict = arch_of.arch_from(family, found)
+    else:
+        is_published = all(
+            key in weights and (weights[key].shape == shape or 'attention_bias' in key)
+            for key, shape in _shapes(form if not form.dense else get(ORIGINAL, family), published).items()
         )
-    if check_arch(arch) not in (None, found):
+        found, holds = arch_of.shown(family, published if is_published else arch), published
+    if different := arch_of.differences(arch_of.shown(family, arch), found):
         raise UserError(
-            f'these are weights of {FAMILIES[form.family].__name__} {found} ({form.origin}), not of {arch}; '
-            f'omit --arch, or use another file'
+            f'these are weights of {FAMILIES[family].__name__} {arch_name(holds)} ({form.origin}), not of {named_by}: '
+            f'{"; ".join(different)}. Use arch={holds!r}, or other weights'
         )
-    return Recognized(form, found, *_arguments(weights, form, found))
+    return Recognized(form, arch, *_arguments(weights, form, arch))
+
+
+def _check_count(family: str, arch: dict, weights: Mapping[str, Tensor]) -> None:
+    """Refuse an arch with more modules than there are tensors, before it is built: it may come from the file."""
+    heads = arch['heads'] if family == 'evit' else [1] * len(arch['depths'])
+    count = sum(map(mul, arch['depths'], heads))
+    if count > len(weights):
+        raise UserError(f'{count} blocks or heads in arch, but only {len(weights)} tensors: another network')
+
+
+def _unsupported(weights: Mapping[str, Tensor]) -> UserError:
+    known = '; '.join(f'{backbone.__name__} {" ".join(backbone.ARCHS)}' for backbone in FAMILIES.values())
+    return UserError(
+        f'not the weights of a supported network. The file has {len(weights)} tensors: {some(weights) or "none"}. '
+        f'Supported: {known}; as published by their authors, timm or mmpretrain, or written by mmplugin, which may '
+        f'have any architecture. {CUSTOM}'
+    )
 
 
 def _similarity(weights: Mapping[str, Tensor], shapes: dict[str, torch.Size]) -> float:
@@ -199,7 +266,7 @@ def _arguments(weights: Mapping[str, Tensor], form: Format, arch: str | dict) ->
     if stem is not None and stem.dim() == 4 and stem.shape[1] != 3:
         arguments['in_channels'] = stem.shape[1]
     if form.origin == MMPLUGIN:
-        stages = 1 + max((int(i) for i in _captured(r'stages\.([0-3])\.', weights)), default=-1)
+        stages = 1 + max((int(i) for i in _captured(r'stages\.([0-3])\.', weights)), default=0)
     if family != 'evit':
         own = skeleton(family, arch) if isinstance(arch, dict) else _skeleton(arch)
         grid = next(_grids(weights, own, rename), None)

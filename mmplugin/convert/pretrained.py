@@ -8,13 +8,14 @@ from mmengine.logging import print_log
 from torch import nn
 
 from mmplugin.backbones import DenseBackbone
+from mmplugin.backbones.arch import arch_name
 from mmplugin.errors import UserError
 from mmplugin.layers.attention_bias import OffsetBias, UpstreamBias
 
-from . import checkpoint_io
+from . import arch_of, checkpoint_io, sources
 from .conversion import Result, convert
 from .download import local_path
-from .formats import MMPLUGIN, arch_name
+from .formats import MMPLUGIN
 
 STAGE_NOT_BUILT, NORM_NOT_BUILT = 'of stages above out_indices', 'norms of maps that are not returned'
 
@@ -40,10 +41,11 @@ def load_pretrained(
     Returns:
         A summary of what was loaded, in one line. It is also logged.
     """
-    arch = backbone.arch if isinstance(backbone.arch, dict) else None
     try:
-        path = local_path(str(checkpoint))
-        result = convert(checkpoint_io.read(path, trust), arch, ema=ema, prefix=prefix)
+        content = checkpoint_io.read(local_path(str(checkpoint)), trust)
+        own_format = arch_of.family_of(sources.unwrap(content, ema, prefix).weights) is not None
+        arch = backbone.arch if isinstance(backbone.arch, dict) and not own_format else None
+        result = convert(content, arch, ema=ema, prefix=prefix)
         line = _load(backbone, result)
     except UserError as error:
         raise UserError(f'Pretrained weights {checkpoint}: {error}') from error
@@ -87,13 +89,17 @@ def _load(backbone: DenseBackbone, result: Result) -> str:
 
 def _check_kind(backbone: DenseBackbone, result: Result) -> None:
     """Check that the arguments of the backbone match the weights."""
-    wanted = result.backbone
-    if type(backbone).__name__ != wanted['type'] or (
-        backbone.arch != wanted['arch'] and backbone.settings != type(backbone).ARCHS.get(wanted['arch'])
-    ):
+    wanted, different = result.backbone, []
+    if type(backbone).__name__ == wanted['type']:
+        # Of stages that only one of them has, the names of the missing tensors are reported.
+        built, found = (arch_of.read(result.family, weights) for weights in (backbone.state_dict(), result.state_dict))
+        different = arch_of.differences(built, found)
+    if different or type(backbone).__name__ != wanted['type']:
         raise UserError(
-            f'the config builds {type(backbone).__name__} {backbone.arch!r}, but these are weights of '
-            f'{wanted["type"]} {wanted["arch"]!r}. Set backbone={_config(result)}, or use other weights'
+            f'the config builds {type(backbone).__name__} {_quoted(backbone.arch)}, but these are weights of '
+            f'{wanted["type"]} {_quoted(wanted["arch"])}'
+            + (f': {"; ".join(different)}' if different else '')
+            + f'. Set backbone={_config(result)}, or use other weights'
         )
     problems = []
     channels = wanted.get('in_channels', 3)
@@ -112,6 +118,10 @@ def _check_kind(backbone: DenseBackbone, result: Result) -> None:
         problems.append('out_norm is False, but the weights include the norms of the feature maps')
     if problems:
         raise UserError(f'{"; ".join(problems)}. Set backbone={_config(result)}, or use other weights')
+
+
+def _quoted(arch: str | dict) -> str:
+    return repr(arch) if isinstance(arch, str) else f'({arch_name(arch)})'
 
 
 def _bias(backbone: nn.Module) -> tuple[str | None, int]:

@@ -11,7 +11,7 @@ from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as known
 from torch import Tensor, nn
 
-from mmplugin.convert import checkpoint_io, formats, sources
+from mmplugin.convert import arch_of, checkpoint_io, formats, sources
 from mmplugin.convert.download import local_path
 from mmplugin.errors import UserError
 from mmplugin.text import printable, some
@@ -159,7 +159,9 @@ def load_exactly(model: nn.Module, weights: Mapping[str, Tensor], path: str | Pa
     """Load every tensor, or change nothing and say what does not fit."""
     fit = compare(model, weights)
     if not fit.complete:
-        raise UserError(_refusal(path, fit, weights) + '. Name the checkpoint of this config, or pass --allow-partial')
+        raise UserError(
+            _refusal(path, fit, model, weights) + '. Name the checkpoint of this config, or pass --allow-partial'
+        )
     model.load_state_dict(dict(weights), strict=True)
     return fit
 
@@ -168,11 +170,11 @@ def load_partially(model: nn.Module, weights: Mapping[str, Tensor], path: str | 
     """Load what fits, and return what does not. NaN is refused in any case."""
     fit = compare(model, weights)
     if fit.not_finite:
-        raise UserError(_refusal(path, fit, weights))
+        raise UserError(_refusal(path, fit, model, weights))
     own = model.state_dict()
     fitting = {key: value for key, value in weights.items() if key in own and _alike(own[key], value)}
     if not fitting:
-        raise UserError(_refusal(path, fit, weights))
+        raise UserError(_refusal(path, fit, model, weights))
     model.load_state_dict(fitting, strict=False)
     return fit
 
@@ -182,14 +184,35 @@ def load_for_finetuning(model: nn.Module, weights: Mapping[str, Tensor], path: s
     fit = compare(model, weights)
     lost = [name for name in (*fit.missing, *fit.misshapen) if name.startswith('backbone.')]
     if lost:
-        raise UserError(f'{_refusal(path, fit, weights)}. The whole backbone must fit to continue from these weights')
+        raise UserError(
+            f'{_refusal(path, fit, model, weights)}. The whole backbone must fit to continue from these weights'
+        )
     return load_partially(model, weights, path)
 
 
-def _refusal(path: str | Path, fit: Fit, weights: Mapping[str, Tensor]) -> str:
+def _refusal(path: str | Path, fit: Fit, model: nn.Module, weights: Mapping[str, Tensor]) -> str:
     fitting = fit.count - len(fit.missing) - len(fit.misshapen)
-    lines = '; '.join(fit.problems())
+    different = ', '.join(_other_arch(model, weights))
+    lines = '; '.join([*([f'the backbone has {different}'] if different else []), *fit.problems()])
     return f'{path} does not fit this model: {fitting} of {fit.count} tensors fit; {lines}. {describe(weights)}'
+
+
+def _other_arch(model: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
+    """Say how the arch of a backbone of mmplugin differs from that in a file."""
+    backbone = getattr(model, 'backbone', model)
+    family = arch_of.family_of(body := _backbone_of(weights))
+    if family is None or not isinstance(backbone, arch_of.FAMILIES[family]):
+        return []
+    try:
+        return arch_of.differences(arch_of.read(family, backbone.state_dict()), arch_of.read(family, body))
+    except UserError:  # damaged
+        return []
+
+
+def _backbone_of(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of the backbone of a detector or segmentor, without prefix; all weights if there is none."""
+    body = {key.removeprefix('backbone.'): value for key, value in weights.items() if key.startswith('backbone.')}
+    return body or dict(weights)
 
 
 def describe(weights: Mapping[str, Tensor]) -> str:
