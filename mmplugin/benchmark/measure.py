@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
+Key = TypeVar('Key')
 WARM_UP = 2
 EXTRA, EXTRA_SECONDS = 4, 5.0  # short calls run up to 4 times the rounds, for up to 5 seconds
 OPERATORS = 12  # operators of a training step that are listed
@@ -66,12 +68,13 @@ def measure(metric: str, settings: Settings, sides: Sequence[Side], size: Size) 
         BrokenProcessPool: If the process is killed.
     """
     if metric != 'peak':
-        return _in_new_process(METRICS[metric], settings, sides, size)
-    peaks = {side: [_in_new_process(peak_memory, settings, side, size)] for side in sides}
+        return in_new_process(METRICS[metric], settings, sides, size)
+    peaks = {side: [in_new_process(peak_memory, settings, side, size)] for side in sides}
     return compare(metric, size, settings.batches[0], peaks)
 
 
-def _in_new_process(function: Callable, *args: Any) -> Any:
+def in_new_process(function: Callable, *args: Any) -> Any:
+    """Call ``function(settings, ...)`` in a new process, with the threads and the device of the settings."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context('spawn')) as pool:
         return pool.submit(_with_settings, function, *args).result()
 
@@ -91,7 +94,7 @@ def inference(settings: Settings, sides: Sequence[Side], size: Size) -> list[Mea
     calls = {side: apply_mode_(_build(settings, side, size), side.mode) for side in sides}
     records = []
     for batch in settings.batches:
-        x = _images(batch, size, settings.device)
+        x = images(batch, size, settings.device)
         with torch.inference_mode():
             times = interleave({side: partial(call, x) for side, call in calls.items()}, settings)
         records += compare('infer', size, batch, times)
@@ -106,7 +109,7 @@ def training(settings: Settings, sides: Sequence[Side], size: Size) -> list[Meas
 
 def memory_saved(settings: Settings, sides: Sequence[Side], size: Size) -> list[Measurement]:
     """Count the bytes that autograd saves in one training step."""
-    x = _images(settings.train_batch, size, settings.device)
+    x = images(settings.train_batch, size, settings.device)
     subjects = {side: _build(settings, side, size, train=True) for side in sides}
     saved = {side: [saved_for_backward(subject.model, subject.loss, x)] for side, subject in subjects.items()}
     return compare('saved', size, settings.train_batch, saved)
@@ -116,9 +119,9 @@ def peak_memory(settings: Settings, side: Side, size: Size) -> float:
     """Return the highest memory during one inference, in bytes beyond what the loaded model took before it."""
     call = apply_mode_(_build(settings, side, size), side.mode)
     warm_up = apply_mode_(_build(settings, Side('v2_s0'), (64, 64)), 'eager')
-    x = _images(settings.batches[0], size, settings.device)
+    x = images(settings.batches[0], size, settings.device)
     with torch.inference_mode():
-        warm_up(_images(1, (64, 64), settings.device))  # memory that libraries take on first use counts for no side
+        warm_up(images(1, (64, 64), settings.device))  # memory that libraries take on first use counts for no side
         before = _restart_peak(settings.device)
         call(x)
         return max(0, _peak(settings.device) - before)
@@ -149,25 +152,35 @@ METRICS: dict[str, Callable] = {
 }
 
 
-def interleave(calls: Mapping[Side, Callable[[], object]], settings: Settings) -> dict[Side, list[float]]:
+def interleave(
+    calls: Mapping[Key, Callable[[], object]], settings: Settings, after_round: Callable[[], object] = bool
+) -> dict[Key, list[float]]:
     """Time all calls, one after the other, for a number of rounds. Return milliseconds."""
-    times: dict[Side, list[float]] = {side: [] for side in calls}
+    times: dict[Key, list[float]] = {side: [] for side in calls}
     for _ in range(WARM_UP):
         for call in calls.values():
             call()
+        after_round()
     done, start, most = 0, time.perf_counter(), EXTRA * settings.rounds
     while done < settings.rounds or (done < most and time.perf_counter() - start < EXTRA_SECONDS):
         for side, call in calls.items():
-            times[side].append(_milliseconds(call, settings))
+            times[side].append(milliseconds(call, settings))
         done += 1
+        after_round()
     return times
 
 
-def _milliseconds(call: Callable[[], object], settings: Settings) -> float:
-    now = time.process_time if settings.clock == 'cpu' else timer  # torch's timer waits for the GPU
+def milliseconds(call: Callable[[], object], settings: Settings) -> float:
+    """Return the time of one call."""
+    now = clock(settings)
     start = now()
     call()
     return (now() - start) * 1e3
+
+
+def clock(settings: Settings) -> Callable[[], float]:
+    """Return the function that reads the clock, in seconds."""
+    return time.process_time if settings.clock == 'cpu' else timer  # torch's timer waits for the GPU
 
 
 def compare(metric: str, size: Size, batch: int, values: Mapping[Side, Sequence[float]]) -> list[Measurement]:
@@ -175,17 +188,18 @@ def compare(metric: str, size: Size, batch: int, values: Mapping[Side, Sequence[
     baseline = next((side for side in values if side.is_baseline), None)
     records = []
     for side, own in values.items():
-        low, value, high = _quartiles(own)
+        low, value, high = quartiles(own)
         record = Measurement(metric, short_name(side.model), size, batch, side.mode, value, low, high)
         record.is_baseline = side.is_baseline
         if baseline and not side.is_baseline:
             ratios = [a / b for a, b in zip(own, values[baseline], strict=True)]
-            record.ratio_low, record.ratio, record.ratio_high = _quartiles(ratios)
+            record.ratio_low, record.ratio, record.ratio_high = quartiles(ratios)
         records.append(record)
     return records
 
 
-def _quartiles(values: Sequence[float]) -> Sequence[float]:
+def quartiles(values: Sequence[float]) -> Sequence[float]:
+    """Return the lower quartile, the median and the upper quartile."""
     return statistics.quantiles(values, n=4, method='inclusive') if len(values) > 1 else [*values] * 3
 
 
@@ -219,7 +233,7 @@ def _build(settings: Settings, side: Side, size: Size, train: bool = False) -> S
 
 
 def _training_step(settings: Settings, side: Side, size: Size) -> Callable[[], None]:
-    subject, x = _build(settings, side, size, train=True), _images(settings.train_batch, size, settings.device)
+    subject, x = _build(settings, side, size, train=True), images(settings.train_batch, size, settings.device)
 
     def step() -> None:
         subject.model.zero_grad(set_to_none=True)
@@ -228,8 +242,27 @@ def _training_step(settings: Settings, side: Side, size: Size) -> Callable[[], N
     return step
 
 
-def _images(batch: int, size: Size, device: str) -> Tensor:
+def images(batch: int, size: Size, device: str) -> Tensor:
+    """Return random images, always the same ones."""
     return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0)).to(device)
+
+
+def allocated_peak(call: Callable[[], object], device: str) -> int:
+    """Return the most bytes that torch holds at once during a call, beyond what it held before.
+
+    It counts tensors, so that many models can be measured in one process. Scratch memory of libraries is not included,
+    unlike in ``peak_memory``.
+    """
+    if device != 'cpu':
+        before = _restart_peak(device)
+        call()
+        return _peak(device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        call()
+    assert record.profiler is not None
+    events = record.profiler.kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == '[memory]')
+    return max(0, *accumulate(change for _, change in changes))
 
 
 def _restart_peak(device: str) -> int:

@@ -1,6 +1,8 @@
 """Count parameters and multiply-adds."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,12 +35,35 @@ def head_parameters(model: DenseBackbone) -> int:
     return 2 * channels + linears * (channels + 1) * classes
 
 
+def deployed_parameters(model: nn.Module, with_classifier: bool = False) -> int:
+    """Return the number of parameters as deployed: norms and layer scales of the backbone folded into other layers.
+
+    Args:
+        model: A backbone, or a detector or segmentor with one. It is not changed.
+        with_classifier: Whether to add the published ImageNet head of a backbone, its norm folded, too.
+    """
+    backbone: Any = getattr(model, 'backbone', model)
+    own = parameters(backbone)
+    deployed = parameters(deepcopy(backbone).fuse()) if hasattr(backbone, 'fuse') else own
+    classifier = head_parameters(backbone) - 2 * backbone.out_channels[-1] if with_classifier else 0
+    return parameters(model) - own + deployed + classifier
+
+
+def multiply_adds(model: nn.Module, call: Callable[[], object]) -> int:
+    """Return the multiply-adds of the convolutions and matrix products that a call of a model runs."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.requires_grad_(False)  # FlopCounterMode fails where a module takes a trainable parameter as an argument
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            call()
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_()
+    return counter.get_total_flops() // 2
+
+
 def macs(name: str, sizes: Sequence[Sequence[int]]) -> list[int]:
     """Return the multiply-adds of convolutions and matrix products for one image of each size (height, width)."""
     model = on_meta_device(name).eval().fuse()  # norms have no multiply-adds of this kind; without them it runs faster
-    counts = []
-    for size in sizes:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            model(torch.empty(1, model.in_channels, *size, device='meta'))
-        counts.append(counter.get_total_flops() // 2)
-    return counts
+    images = [torch.empty(1, model.in_channels, *size, device='meta') for size in sizes]
+    return [multiply_adds(model, partial(model, x)) for x in images]

@@ -61,15 +61,34 @@ def build(name: str, height: int, width: int) -> Subject:
     """Build the model that a name stands for, for images of one size."""
     kind, arch = kind_of(name), name.removeprefix('timm:')
     if kind != 'backbone':
-        sample = _segmentation_sample if kind == 'segmentor' else _detection_sample
-        return _build_from_config(_load_config(name), sample(height, width))
+        return from_config(_load_config(name), height, width)
     if name in ARCHS:
         cls, variant = ARCHS[name]
-        model: nn.Module = cls(variant, drop_path_rate=0.0)
-    else:
-        model = TimmBackbone(arch, height, width)
-    # a loss that uses every feature map, so that all gradients are computed
+        return from_backbone(cls(variant, drop_path_rate=0.0))
+    return from_backbone(TimmBackbone(arch, height, width))
+
+
+def from_backbone(model: nn.Module) -> Subject:
+    """Return the subject of a backbone. Its loss uses every feature map, so that all gradients are computed."""
     return Subject(model, model, lambda x: torch.stack([y.float().square().mean() for y in model(x)]).sum())
+
+
+def from_config(cfg: Any, height: int, width: int) -> Subject:
+    """Build the detector or segmentor of a config, for images of one size."""
+    from mmplugin.config_edits import is_segmentation
+    from mmplugin.engine.runner import build_model
+
+    return from_model(build_model(cfg), is_segmentation(cfg), height, width)
+
+
+def from_model(model: Any, segmentation: bool, height: int, width: int) -> Subject:
+    """Return the subject of a segmentor or a detector, for images of one size."""
+    sample: Any = (_segmentation_sample if segmentation else _detection_sample)(height, width)
+
+    def run(x: Tensor, mode: str) -> Any:
+        return model(x, [sample.to(x.device) for _ in x], mode=mode)
+
+    return Subject(model, partial(run, mode='predict'), lambda x: model.parse_losses(run(x, 'loss'))[0])
 
 
 class TimmBackbone(nn.Module):
@@ -118,17 +137,6 @@ def _load_config(name: str) -> Any:
         raise UserError(f'{name} has no model.backbone. Only detectors and segmentors with a backbone can be measured.')
     cfg.model.backbone.init_cfg = None  # speed does not depend on the weights
     return cfg
-
-
-def _build_from_config(cfg: Any, sample: Any) -> Subject:
-    from mmplugin.engine.runner import build_model
-
-    model: Any = build_model(cfg)
-
-    def run(x: Tensor, mode: str) -> Any:
-        return model(x, [sample.to(x.device) for _ in x], mode=mode)
-
-    return Subject(model, partial(run, mode='predict'), lambda x: model.parse_losses(run(x, 'loss'))[0])
 
 
 def _detection_sample(height: int, width: int) -> Any:

@@ -245,7 +245,7 @@ def test_without_timm_its_columns_are_omitted(monkeypatch):
         raise ImportError('no timm')
 
     monkeypatch.setattr(subjects, 'import_timm', missing)
-    monkeypatch.setattr(measure, '_in_new_process', lambda function, *args: function(*args))
+    monkeypatch.setattr(measure, 'in_new_process', lambda function, *args: function(*args))
     found = run(*TINY, '--what', 'saved', '--beside', 'timm')
     assert [(record.model, record.ratio) for record in found.measurements] == [('evit_m0', None)]
     assert 'its columns are omitted' in results.conditions(found)[-1]
