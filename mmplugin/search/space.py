@@ -73,7 +73,7 @@ class Space:
     Args:
         family: 'v1', 'v2' or 'evit'.
         start: The largest arch, in explicit form.
-        fixed: Kinds of sizes that stay as they are, such as ``width`` where the neck cannot be changed.
+        fixed: Sizes that stay as they are, by name or by kind: ``width`` where the neck cannot be changed.
     """
 
     family: str
@@ -85,9 +85,9 @@ class Space:
         """Return the space below an arch, by name or as a dict."""
         if family not in FAMILIES:
             raise UserError(f'there is no family {family!r}; allowed: {", ".join(FAMILIES)}')
-        unknown = sorted(set(fixed) - set(KINDS))
+        unknown = sorted(set(fixed) - set(KINDS) - set(sizes_of(family, arch)))
         if unknown:
-            raise UserError(f'fixed is {unknown}; allowed: {", ".join(KINDS)}')
+            raise UserError(f'fixed is {unknown}; allowed: {", ".join(KINDS)}, or names of sizes such as width.0')
         return cls(family, FAMILIES[family].explicit(arch), frozenset(fixed))
 
     def step(self, size: str) -> int:
@@ -106,7 +106,7 @@ class Space:
         return {
             size: {**sizes, size: n - self.step(size)}
             for size, n in sizes.items()
-            if kind_of(size) not in self.fixed and n - self.step(size) >= self.least(size)
+            if not self.fixed & {size, kind_of(size)} and n - self.step(size) >= self.least(size)
         }
 
     def smallest(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Sub-networks: ordinary backbones whose weights are slices of a larger network's weights."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -95,7 +95,8 @@ def keep_logit_scale_(small: DenseBackbone, large: DenseBackbone) -> None:
 
     A backbone divides logits by the root of its own query channels, which are fewer than those of the large network.
     """
-    for module, before in zip(small.modules(), large.modules(), strict=True):
+    pairs: Iterable[Any] = zip(small.modules(), large.modules(), strict=True)
+    for module, before in pairs:
         own, old = getattr(module, 'key_dim', None), getattr(before, 'key_dim', None)
         if own is None or old is None or own == old:
             continue
