@@ -1,13 +1,23 @@
 """Short texts for messages."""
 
+import reprlib
 from collections.abc import Iterable
+from typing import Any
+
+LONGEST = 300  # characters of one value in a message
 
 
 def some(values: Iterable, count: int = 3) -> str:
     """List the first few values, and the number of all values if there are more."""
     values = list(values)
-    text = ', '.join(str(value) for value in values[:count])
+    text = ', '.join(map(_short, values[:count]))
     return text if len(values) <= count else f'{text}, ... ({len(values)} in total)'
+
+
+def _short(value: Any) -> str:
+    """Return the text of a value. A tuple from a file may hold the same long text many thousand times."""
+    text = reprlib.repr(value) if isinstance(value, tuple | frozenset) else str(value)
+    return text if len(text) <= LONGEST else f'{text[:LONGEST]}...'
 
 
 def duration(seconds: float) -> str:

@@ -20,7 +20,7 @@ from mmplugin.errors import UserError
 from mmplugin.files import atomic_write, reason
 from mmplugin.text import printable
 
-from .untrusted import bounded_memory, check_archive, check_content, pickle_globals
+from .untrusted import bounded_memory, check_archive, check_content, check_nesting, pickle_globals
 
 SAFETENSORS = '.safetensors'
 
@@ -166,6 +166,8 @@ def _read_torch(path: Path, trust: bool) -> Mapping[str, Any]:
     mapped = zipfile.is_zipfile(path)  # files of torch < 1.6 are not archives and cannot be mapped
     if mapped:
         check_archive(path)
+    if not trust:
+        check_nesting(path)
     try:
         with _only(() if trust else allowed_globals()), bounded_memory(path, trust), warnings.catch_warnings():
             warnings.filterwarnings('ignore', message='Detected pickle protocol')  # it is read all the same, or refused

@@ -2,6 +2,7 @@
 
 import io
 import pickletools
+import reprlib
 import sys
 import threading
 import zipfile
@@ -9,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -22,6 +23,9 @@ WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.b
 LARGEST_EXPANDED = 1 << 30  # bytes that a tensor may have without storing them, as torch.Tensor.expand() makes it
 LONGEST_NAME = 2000  # characters, of a tensor and of all dicts around it
 SPARE = 320 << 20  # bytes that reading a file may take beyond twice its size
+LEGACY_PICKLES = 5  # at the start of a file of torch < 1.6, before the values
+# Values that the operations of a pickle may take: some, and some more for each of its bytes.
+MOST_TOUCHED, TOUCHED_PER_BYTE = 1_000_000, 20
 _one_limit = threading.Lock()
 
 
@@ -66,6 +70,8 @@ def check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             compressed = [m.filename for m in archive.infolist() if m.compress_type != zipfile.ZIP_STORED]
+            if sum(member.compress_size for member in archive.infolist()) > path.stat().st_size:
+                raise zipfile.BadZipFile('members overlap')  # comparing their checksums could take days
             for member in () if compressed else archive.infolist():
                 with archive.open(member) as content:  # raises BadZipFile at the end if the checksum differs
                     while content.read(CHUNK):
@@ -103,6 +109,71 @@ def pickle_globals(path: Path, limit: int = 1 << 24) -> list[str]:
     except Exception:  # whatever a damaged or hostile pickle provokes: the names before it count
         return names
     return names
+
+
+def check_nesting(path: Path) -> None:
+    """Refuse pickles whose containers hold the same container again and again.
+
+    A tuple that holds another one twice, forty levels deep, needs 200 bytes, but to be a key of a dict, all of its 2^40
+    values are hashed. The operations are counted without running them; a damaged pickle is left to the unpickler.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            members = [member for member in archive.infolist() if member.filename.lower().endswith('.pkl')]
+            bounded = all(_is_bounded(io.BytesIO(archive.read(member))) for member in members)
+    else:
+        with path.open('rb') as file:
+            bounded = all(_is_bounded(file) for _ in range(LEGACY_PICKLES))
+    if not bounded:
+        raise UserError(f'{path} refused: its values hold each other so often that reading them could take hours')
+
+
+def _is_bounded(file: BinaryIO) -> bool:
+    """Return whether unpickling the next pickle touches few values. The stacks are those of torch's unpickler."""
+    stack: list[list[int]] = []  # the number of values: one, and for a container also those that it holds
+    outer: list[list[list[int]]] = []  # the stacks below the marks
+    memo: dict[Any, list[int]] = {}
+    touched = 0
+    try:
+        for opcode, argument, position in pickletools.genops(file):
+            name = opcode.name
+            if 'PUT' in name:
+                memo[argument] = stack[-1]
+            elif 'GET' in name:
+                stack.append(memo[argument])
+            elif name == 'MARK':
+                outer.append(stack)
+                stack = []
+            else:
+                above_mark, count, results = _EFFECTS[name]
+                items: list[list[int]] = []
+                if above_mark:
+                    items, stack = stack, outer.pop()
+                items += [stack.pop() for _ in range(count)]
+                size = sum(item[0] for item in items)
+                touched += size
+                if touched > MOST_TOUCHED + TOUCHED_PER_BYTE * (position or 0):
+                    return False
+                if name in _GROWING:
+                    stack[-1][0] += size
+                elif results:
+                    stack.append([1 + size])
+    except Exception:  # whatever a damaged pickle provokes; the unpickler stops there, too
+        return True
+    return True
+
+
+_GROWING = ('APPEND', 'APPENDS', 'SETITEM', 'SETITEMS')
+# By operation: whether it takes all values above the last mark, how many it takes below, and how many it returns.
+_EFFECTS = {
+    opcode.name: (
+        pickletools.markobject in opcode.stack_before,
+        len([kind for kind in opcode.stack_before if kind not in (pickletools.markobject, pickletools.stackslice)])
+        - (opcode.name in _GROWING),  # the container stays
+        len(opcode.stack_after),
+    )
+    for opcode in pickletools.opcodes
+}
 
 
 def check_content(path: Path, content: Any) -> None:
@@ -156,5 +227,9 @@ def _walk(content: Any, name: str = '') -> Iterator[tuple[str, Any]]:
                 continue
             seen.add(id(value))
             items = value.items() if isinstance(value, Mapping) else enumerate(value)
-            stack.extend((f'{name}.{key}' if name else str(key), inner) for key, inner in items)
+            stack.extend((f'{name}.{_text(key)}' if name else _text(key), inner) for key, inner in items)
         yield name, value
+
+
+def _text(key: Any) -> str:
+    return str(key) if isinstance(key, str | int) else reprlib.repr(key)  # a tuple may hold a long text many times

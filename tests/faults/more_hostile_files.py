@@ -78,6 +78,26 @@ def _doubled(start: bytes, join: bytes, levels: int) -> bytes:
     return start + b'q\x00' + (b'(h\x00h\x00' + join + b'q\x00') * levels
 
 
+def _nested(levels: int) -> bytes:
+    """Return the opcodes of a tuple that holds itself twice at every level; its hash takes 2^levels steps."""
+    return b')' + b'q\x00h\x00\x86' * levels
+
+
+def _overlapping(path: Path) -> None:
+    """Write an archive whose directory lists the same two megabytes 50,000 times: 100 GB of checksums."""
+    archive(holding(tensor()), path, **{'data/1': bytes(2 << 20)})
+    data = path.read_bytes()
+    start = data.index(b'PK\x01\x02')
+    entries = 50_000
+    first = data.rindex(b'PK\x01\x02', 0, data.index(b'archive/data/1', start))
+    entry = data[first : data.index(b'archive/data/1', first) + len('archive/data/1')]
+    end = b'PK\x06\x06' + struct.pack('<Q2H2I4Q', 44, 45, 45, 0, 0, entries, entries, entries * len(entry), start)
+    where = start + entries * len(entry)
+    end += b'PK\x06\x07' + struct.pack('<IQI', 0, where, 1)
+    end += b'PK\x05\x06' + struct.pack('<4H2IH', 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+    path.write_bytes(data[:start] + entry * entries + end)
+
+
 def _touch(canary: Path) -> bytes:
     return text(f'touch {canary}')
 
@@ -198,6 +218,19 @@ DAMAGED: dict[str, Callable[[Path], None]] = {
     'prefix_and_half': lambda path: _rewritten(path, lambda data: b'x' * 100 + data[20:]),
     'cycle': _saved(_cycle()),
     'deep': lambda path: archive(holding(b']' * 100_000 + b'a' * 99_999), path),
+    'nested_key': lambda path: archive(holding(b'K\x01', _nested(40)), path),
+    'bare_nested_key': lambda path: path.write_bytes(holding(b'K\x01', _nested(40))),
+    'nested_set': lambda path: archive(holding(call('builtins.set', b']' + _nested(40) + b'a')), path),
+    'nested_storage': lambda path: archive(
+        holding(b'(' + text('storage') + b'ctorch\nFloatStorage\n' + _nested(40) + text('cpu') + b'K\x01tQ'), path
+    ),
+    'wide_key': lambda path: archive(
+        holding(b'K\x01', b'(' + text('x' * 5000) + b'q\x00' + b'h\x00' * 300_000 + b't'), path
+    ),
+    'many_sets': lambda path: archive(
+        holding(b'(](' + b'K\x01' * 100_000 + b'eq\x01' + (b'cbuiltins\nset\n(h\x01tR') * 20_000 + b't'), path
+    ),
+    'overlapping_members': _overlapping,
     'float8': _saved({'state_dict': {'weight': torch.zeros(4).to(torch.float8_e4m3fn)}}),
     'tensor_attributes': lambda path: archive(
         holding(
