@@ -1,0 +1,97 @@
+"""Cost of whole models: measured next to the start, and predicted from a table for the backbone."""
+
+import copy
+import statistics
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmplugin.benchmark.measure import Settings, allocated_peak, interleave
+from mmplugin.benchmark.sizes import deployed_parameters, multiply_adds
+from mmplugin.benchmark.subjects import apply_mode_, from_backbone, from_model
+
+from .budget import Figures
+
+Predict = Callable[[dict[str, Any]], float]  # an explicit arch to milliseconds of the backbone
+
+
+class Meter:
+    """Measures models of one task next to the start of the search, so that a busy machine slows both.
+
+    Args:
+        start: Model that the search starts from. A copy is kept.
+        of: 'model' or 'backbone': what the latency is of.
+        segmentation: Whether the models are segmentors.
+        x: Images, normalized, on the device.
+        mode: Mode of inference, as in the benchmark.
+        settings: Rounds, clock and device.
+    """
+
+    def __init__(self, start: Any, of: str, segmentation: bool, x: Tensor, mode: str, settings: Settings):
+        self.of, self.segmentation, self.x, self.mode, self.settings = of, segmentation, x, mode, settings
+        self.start = self._call(start)
+        self.backbone = self._call(start, 'backbone')
+
+    def _call(self, model: Any, of: str = '') -> Callable[[], object]:
+        model = copy.deepcopy(model).eval()
+        if (of or self.of) == 'backbone':
+            subject = from_backbone(model.backbone)
+        else:
+            subject = from_model(model, self.segmentation, *self.x.shape[-2:])
+        return partial(apply_mode_(subject, self.mode), self.x)
+
+    @torch.inference_mode()
+    def start_ms(self) -> tuple[float, float]:
+        """Return the milliseconds of the start, and of its backbone alone."""
+        times = interleave({'whole': self.start, 'backbone': self.backbone}, self.settings)
+        return statistics.median(times['whole']), statistics.median(times['backbone'])
+
+    @torch.inference_mode()
+    def ratio(self, model: Any) -> float:
+        """Return the latency of a model divided by that of the start, as the median of the ratios of all rounds."""
+        times = interleave({'start': self.start, 'own': self._call(model)}, self.settings)
+        return statistics.median(own / start for own, start in zip(times['own'], times['start'], strict=True))
+
+    def figures(self, model: Any, latency_ms: float) -> Figures:
+        """Return what a model costs. MACs are those of one image."""
+        subject = copy.deepcopy(model).eval()
+        counted = subject.backbone if self.of == 'backbone' else subject
+        call = partial(self._infer(subject), self.x[:1])
+        macs = multiply_adds(counted, call)
+        with torch.inference_mode():
+            memory = allocated_peak(self._call(model), self.settings.device)
+        return Figures(latency_ms, deployed_parameters(counted), macs, memory)
+
+    def _infer(self, model: Any) -> Callable[[Tensor], object]:
+        if self.of == 'backbone':
+            return model.backbone
+        return from_model(model, self.segmentation, *self.x.shape[-2:]).infer
+
+
+class WholeLatency:
+    """Latency of the whole model: that of the backbone from a table, and a constant for neck and head.
+
+    What the table gets wrong is corrected by a factor, from the last network that was measured.
+
+    Args:
+        predict: Milliseconds of a backbone.
+        start: Explicit arch of the start.
+        start_ms: Measured milliseconds of the start.
+        backbone_ms: Measured milliseconds of its backbone.
+    """
+
+    def __init__(self, predict: Predict, start: dict[str, Any], start_ms: float, backbone_ms: float):
+        self.predict = predict
+        self.rest = max(0.0, start_ms - backbone_ms)
+        self.factor = (start_ms - self.rest) / predict(start)
+
+    def __call__(self, arch: dict[str, Any]) -> float:
+        """Return the predicted milliseconds."""
+        return self.rest + self.factor * self.predict(arch)
+
+    def correct(self, arch: dict[str, Any], measured: float) -> None:
+        """Take the factor from a measured network."""
+        self.factor = max(measured - self.rest, 0.1 * measured) / self.predict(arch)
