@@ -6,6 +6,7 @@ factor of 1 on everything that reads a channel. The derivative of the loss by th
 gradient`` over the weights that read the channel. No weight reads queries: their gate is where they are produced.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -15,6 +16,12 @@ from torch import Tensor, nn
 from .pools import Pools
 
 Loss = Callable[[Any], Tensor]  # a batch to a scalar
+# What scales the branches of a block: layer scales, or the norms at their ends.
+BRANCHES = {
+    'v1': re.compile(r'layer_scale_[12]$'),
+    'v2': re.compile(r'layer_scale_[12]$'),
+    'evit': re.compile(r'(dw[01]|ffn[01]\.pw2|mixer\.proj)\.norm\.'),
+}
 QUERIES = {'v1': '.token_mixer.qkv.', 'v2': '.token_mixer.q.norm.', 'evit': '.mixer.dws.'}
 
 
@@ -25,10 +32,17 @@ class Importance:
         pools: Pools of the network.
         gates: For each pool, derivatives of the loss by the gates: (batches, channels).
         square: Whether the score of a group is the squared sum of its gates, else the sum.
+        blocks: For each block, as ``block.STAGE.BLOCK``, derivatives by a gate on what it adds: (batches,).
     """
 
-    def __init__(self, pools: Pools, gates: Mapping[str, Tensor], square: bool = True):
-        self.pools, self.gates, self.square = pools, dict(gates), square
+    def __init__(
+        self,
+        pools: Pools,
+        gates: Mapping[str, Tensor],
+        square: bool = True,
+        blocks: Mapping[str, Tensor] | None = None,
+    ):
+        self.pools, self.gates, self.square, self.blocks = pools, dict(gates), square, dict(blocks or {})
         self.orders = {pool: values.square().mean(0).argsort(stable=True) for pool, values in self.gates.items()}
 
     def of_group(self, size: str, before: int, after: int) -> float:
@@ -36,6 +50,8 @@ class Importance:
 
         The least important channels of each pool leave first.
         """
+        if size in self.blocks:
+            return float(self.blocks[size].square().mean() if self.square else self.blocks[size].mean())
         total = 0.0
         for pool in self.pools.of_size(size):
             count, divisor = self.pools.count[pool], self.pools.sizes[pool][1]
@@ -68,29 +84,51 @@ def taylor(
     """
     model.eval().requires_grad_(True)  # frozen parts, too: their channels may leave
     rows: dict[str, list[Tensor]] = {pool: [] for pool in pools.sizes}
+    blocks: dict[str, list[Tensor]] = {}
     for batch in batches:
         model.zero_grad(set_to_none=True)
         loss(batch).backward()
-        gates = _gates(model, pools, readers, lambda weight: weight * weight.grad if weight.grad is not None else None)
-        for pool, values in gates.items():
+        for pool, values in _gates(model, pools, readers, _taylor_value).items():
             rows[pool].append(values)
+        for block, value in _block_gates(model, pools.family, _taylor_value).items():
+            blocks.setdefault(block, []).append(value)
     model.zero_grad(set_to_none=True)
-    return Importance(pools, {pool: torch.stack(values) for pool, values in rows.items()})
+    stacked = ({name: torch.stack(values) for name, values in found.items()} for found in (rows, blocks))
+    gates, of_blocks = stacked
+    return Importance(pools, gates, blocks=of_blocks)
+
+
+def _taylor_value(weight: Tensor) -> Tensor | None:
+    return None if weight.grad is None else weight * weight.grad
+
+
+@torch.no_grad()
+def _block_gates(model: nn.Module, family: str, value: Callable[[Tensor], Tensor | None]) -> dict[str, Tensor]:
+    """Return, for each block, the sum of ``value`` over what scales its branches."""
+    backbone: Any = model.backbone
+    found: dict[str, Tensor] = {}
+    for i, stage in enumerate(backbone.stages):
+        for j, block in enumerate(stage.blocks):
+            values = [value(p) for name, p in block.named_parameters() if BRANCHES[family].match(name)]
+            total = sum((v.double().sum().cpu() for v in values if v is not None), torch.zeros((), dtype=torch.float64))
+            found[f'block.{i}.{j}'] = total
+    return found
 
 
 def magnitude(model: nn.Module, pools: Pools, readers: Mapping[str, str]) -> Importance:
     """Return the importance by the squared weights that read a channel, a baseline."""
-    return Importance(
-        pools, {pool: gates[None] for pool, gates in _gates(model, pools, readers, torch.square).items()}, square=False
-    )
+    gates = {pool: values[None] for pool, values in _gates(model, pools, readers, torch.square).items()}
+    blocks = {block: value[None] for block, value in _block_gates(model, pools.family, torch.square).items()}
+    return Importance(pools, gates, square=False, blocks=blocks)
 
 
 def at_random(pools: Pools, seed: int) -> Importance:
     """Return random scores, a baseline."""
     generator = torch.Generator().manual_seed(seed)
-    return Importance(
-        pools, {pool: torch.rand(1, count, generator=generator) for pool, count in pools.count.items()}, square=False
-    )
+    gates = {pool: torch.rand(1, count, generator=generator) for pool, count in pools.count.items()}
+    depths = enumerate(pools.arch['depths'])
+    blocks = {f'block.{i}.{j}': torch.rand(1, generator=generator) for i, depth in depths for j in range(depth)}
+    return Importance(pools, gates, square=False, blocks=blocks)
 
 
 @torch.no_grad()

@@ -1,13 +1,13 @@
 """Removal of channels inside a detector or segmentor: the backbone, and the convolutions of the neck that read it."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .pools import Pools
-from .subnet import keep_logit_scale_, subnet
+from .subnet import keep_logit_scale_, subnet, without_blocks_of
 
 NECKS = ('FPN', 'UpsampledFPN')  # whose convolutions on the maps of the backbone are known
 
@@ -40,19 +40,26 @@ def _weight_of(module: nn.Module) -> str:
 
 
 @torch.no_grad()
-def narrow_(model: Any, pools: Pools, arch: dict[str, Any], kept: Mapping[str, Tensor]) -> None:
-    """Remove channels from a model.
+def narrow_(
+    model: Any,
+    pools: Pools,
+    arch: dict[str, Any],
+    kept: Mapping[str, Tensor],
+    gone: Collection[tuple[int, int]] = (),
+) -> None:
+    """Remove channels, then blocks, from a model.
 
     Args:
         model: Detector or segmentor, changed in place.
         pools: Pools of its backbone as it is.
-        arch: The smaller arch.
+        arch: The narrower arch, with all blocks.
         kept: For each pool that shrinks, the channels that stay.
+        gone: Blocks to remove, each given by stage and block.
     """
     readers = readers_of(model)
     small = subnet(model.backbone, arch, kept)
     keep_logit_scale_(small, model.backbone)
-    model.backbone = small
+    model.backbone = without_blocks_of(small, gone) if gone else small
     for key, axis in readers.items():
         conv = model.get_submodule(key.removesuffix('.weight'))
         indices = pools.indices(axis, kept).to(conv.weight.device)

@@ -64,6 +64,11 @@ def space_of(model: Any) -> Space:
     return Space.below(family, arch, fixed)
 
 
+def blocks_of(arch: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """Return all blocks, each as stage and block."""
+    return [(i, j) for i, depth in enumerate(arch['depths']) for j in range(depth)]
+
+
 def importance_of(task: Task, pools: Pools, settings: Settings, first: int) -> Importance:
     """Return the importance of all channels of the model as it is."""
     readers = readers_of(task.model)
@@ -89,7 +94,6 @@ class Pruner:
     def __init__(self, task: Task, cost: Cost, settings: Settings):
         self.task, self.cost, self.settings = task, cost, settings
         self.space = space_of(task.model)
-        self.sizes: Mapping[str, int] = sizes_of(self.space.family, self.space.start)
         self.start_cost = cost(self.space.start)
         self.rounds = 0
         self.batches_used = 0
@@ -97,7 +101,7 @@ class Pruner:
     @property
     def arch(self) -> dict[str, Any]:
         """The explicit arch of the model as it is."""
-        return self.space.arch(self.sizes)
+        return self.space.start
 
     def smallest_cost(self) -> float:
         """Return the cost of the smallest network."""
@@ -110,10 +114,17 @@ class Pruner:
         scores = importance_of(task, pools, settings, self._take(settings.batches))
         goal = max(limit, self.cost(self.arch) - ROUND * self.start_cost)
         sizes, actions = plan(
-            self.space, self.sizes, scores, lambda sizes: self.cost(self.space.arch(sizes)), goal, settings.by_latency
+            self.space,
+            sizes_of(self.space.family, self.arch),
+            scores,
+            lambda sizes: self.cost(self.space.arch(sizes)),
+            goal,
+            settings.by_latency,
         )
-        narrow_(task.model, pools, self.space.arch(sizes), scores.kept(sizes))
-        self.sizes = sizes
+        gone = [(i, j) for i, j in blocks_of(self.arch) if not sizes[f'block.{i}.{j}']]
+        with_all = {**sizes, **{f'block.{i}.{j}': 1 for i, j in gone}}
+        narrow_(task.model, pools, self.space.arch(with_all), scores.kept(with_all), gone)
+        self.space = self.space.at(self.space.arch(sizes))  # counts the blocks that are left
         task.recalibrate_(self._take(RECALIBRATION), RECALIBRATION)
         pruned_loss = loss = task.score()
         if settings.recover:

@@ -1,7 +1,7 @@
 """Sub-networks: ordinary backbones whose weights are slices of a larger network's weights."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from mmplugin.errors import UserError
 from mmplugin.layers.attention_bias import OffsetBias, UpstreamBias
 
 from .pools import Pools, first
+from .space import without_blocks
 
 
 def family_of(backbone: nn.Module) -> str:
@@ -111,3 +112,20 @@ def keep_logit_scale_(small: DenseBackbone, large: DenseBackbone) -> None:
         else:
             module.q.norm.weight.mul_(factor)
             module.q.norm.bias.mul_(factor)
+
+
+def without_blocks_of(backbone: DenseBackbone, gone: Collection[tuple[int, int]]) -> DenseBackbone:
+    """Return a backbone without some blocks, each given by stage and block; the others keep their weights."""
+    family = family_of(backbone)
+    explicit = backbone.explicit(backbone.settings)
+    old = [[j for j in range(depth) if (i, j) not in gone] for i, depth in enumerate(explicit['depths'])]
+    result: Any = type(backbone)(without_blocks(family, explicit, gone), **arguments_of(backbone))
+    for module, before in ((result.stem, backbone.stem), (result.out_norms, backbone.out_norms)):
+        module.load_state_dict(before.state_dict())
+    stages: Iterable[Any] = zip(result.stages, backbone.stages, old[: backbone.num_stages], strict=True)
+    for stage, before, kept in stages:
+        stage.downsample.load_state_dict(before.downsample.state_dict())
+        for block, j in zip(stage.blocks, kept, strict=True):
+            block.load_state_dict(before.blocks[j].state_dict())
+    first_parameter = next(backbone.parameters())
+    return result.to(first_parameter.device, first_parameter.dtype).train(backbone.training)

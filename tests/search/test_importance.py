@@ -144,7 +144,7 @@ def planted(seed, convex):
     """Return a space of 8 sizes with 4 levels, costs, and drops that are separable."""
     generator = torch.Generator().manual_seed(seed)
     arch = dict(widths=(32, 32, 32, 32), depths=(2, 2, 2, 2), attention_blocks=0, hidden=((32, 32),) * 4)
-    space = Space.below('v1', arch, ['width'])
+    space = Space.below('v1', arch, ['width', 'block'])
     sizes = sizes_of('v1', arch)
     gains = {size: float(torch.rand((), generator=generator)) + 0.2 for size in sizes if size.startswith('hidden')}
     drops = {}

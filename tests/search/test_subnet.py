@@ -5,9 +5,10 @@ import torch
 
 from mmplugin.backbones import FAMILIES
 from mmplugin.errors import UserError
+from mmplugin.search.importance import BRANCHES
 from mmplugin.search.pools import Pools
 from mmplugin.search.space import Space, arch_with, sizes_of
-from mmplugin.search.subnet import keep_logit_scale_, subnet
+from mmplugin.search.subnet import keep_logit_scale_, subnet, without_blocks_of
 
 ARCHS = {
     'v1': dict(widths=(16, 24, 32, 48), depths=(1, 1, 2, 2), attention_blocks=1, key_dim=8, value_dim=16),
@@ -103,8 +104,8 @@ def test_widths_of_v1_without_attention():
 @pytest.mark.parametrize('family', FAMILIES)
 @pytest.mark.parametrize('seed', range(3))
 def test_subnets_of_random_archs_are_built_loaded_and_trained(family, seed):
-    space, generator = Space.below(family, ARCHS[family]), torch.Generator().manual_seed(seed)
-    sizes = sizes_of(family, ARCHS[family])
+    generator = torch.Generator().manual_seed(seed)
+    space, sizes = Space.below(family, ARCHS[family], ['block']), sizes_of(family, ARCHS[family])
     for _ in range(int(torch.randint(1, 12, (), generator=generator))):
         actions = list(space.actions(sizes).values())
         if actions:
@@ -131,6 +132,8 @@ def test_every_weight_has_the_axes_that_its_shape_depends_on(family):
         before = FAMILIES[family](arch).state_dict()
     pools = Pools(family, arch)
     for size, value in sizes_of(family, arch).items():
+        if size.startswith('block'):
+            continue
         step = 8 * arch['heads'][int(size.split('.')[1])] if family == 'evit' and size.startswith('width') else 8
         with torch.device('meta'):
             after = FAMILIES[family](arch_with(family, arch, {size: value + step})).state_dict()
@@ -145,3 +148,26 @@ def test_a_larger_arch_is_refused():
         subnet(build('v1'), arch_with('v1', ARCHS['v1'], {'hidden.0.0': 80}))
     with pytest.raises(UserError, match=r'depths is \(1, 1, 1, 2\), but the large network has \(1, 1, 2, 2\)'):
         subnet(build('v1'), dict(ARCHS['v1'], depths=(1, 1, 1, 2)))
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_a_network_without_a_block_is_the_one_in_which_the_block_adds_nothing(family):
+    large = build(family)
+    last = len(ARCHS[family]['depths']) - 1
+    arch = arch_with(family, ARCHS[family], {f'block.{last}.0': 0})
+    small = without_blocks_of(large, [(last, 0)])
+    assert small.explicit(small.settings) == small.explicit(arch)
+    with torch.no_grad():
+        for name, parameter in large.stages[last].blocks[0].named_parameters():
+            if BRANCHES[family].match(name):
+                parameter.zero_()
+        x = torch.rand(1, 3, 70, 90)
+        for one, other in zip(small(x), large(x), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_the_smallest_network_has_a_block_in_each_stage_and_runs(family):
+    arch = Space.below(family, ARCHS[family]).smallest()
+    assert set(arch['depths']) == {1}
+    FAMILIES[family](arch).eval()(torch.rand(1, 3, 64, 64))

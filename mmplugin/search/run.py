@@ -1,0 +1,274 @@
+"""``mmplugin search --method prune``: rounds of pruning and recovery until the measured model meets the budget."""
+
+import argparse
+import copy
+import json
+import shlex
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from rich.console import Console
+from torch import nn
+
+from mmplugin.benchmark.measure import Settings as Timing
+from mmplugin.convert import checkpoint_io
+from mmplugin.engine import weights
+from mmplugin.engine.work_dir import locked, prepare_folder
+from mmplugin.errors import UserError
+from mmplugin.hooks.warm_start import WarmStartHook
+from mmplugin.text import duration
+
+from .budget import QUANTITIES, Budget, Figures
+from .latency import LatencyTable
+from .narrow import readers_of
+from .prune import Pruner, Round, Settings
+from .result import STATE, TRACE, Result, read_trace, write_json, write_trace
+from .space import Space
+from .subnet import arguments_of, family_of
+from .task import Task
+from .whole import Meter, WholeLatency
+
+IMAGES, RECOVER, START_STEPS = 64, 40, 150
+CLOSE = 0.05  # share of the target by which the measured latency may differ
+EXTRA_ROUNDS = 3  # after the prediction met the target, but the measurement did not
+TABLE = 'latency.json'
+
+
+class Search:
+    """One run of the command.
+
+    Args:
+        cfg: Config, adapted to its data.
+        options: Command line.
+        budget: What the result may cost.
+    """
+
+    def __init__(self, cfg: Config, options: argparse.Namespace, budget: Budget):
+        self.cfg, self.options, self.budget = cfg, options, budget
+        self.folder = Path(cfg.work_dir)
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.started = time.perf_counter()
+        if options.threads:
+            torch.set_num_threads(options.threads)
+
+    def say(self, text: str) -> None:
+        """Print a line of progress."""
+        self.console.print(f'search | {duration(time.perf_counter() - self.started)} | {text}', markup=False)
+
+    def run(self) -> Result:
+        """Search, and write the work folder."""
+        options = self.options
+        state = self._state() if options.resume else None
+        recover = RECOVER if options.recover is None else options.recover
+        settings = Settings(recover=recover, by_latency=options.by == 'latency')
+        task = Task(self.cfg, options.images or IMAGES, options.seed, options.device)
+        first = self._start_(task, state)
+        start_model = copy.deepcopy(task.model)
+        table = self._table(task)
+        timing = Timing(
+            batches=[options.batch], rounds=options.rounds, clock=options.clock, device=options.device,
+            threads=options.threads,
+        )  # fmt: skip
+        x = task.example(options.size, options.batch)
+        meter = Meter(start_model, options.of, task.segmentation, x, options.mode, timing)
+        start_ms, backbone_ms = meter.start_ms()
+        if state:  # the target stays what it was
+            start_ms = read_trace(self.folder / TRACE)[0]['measured']
+        start = meter.figures(start_model, start_ms)
+        budget = self.budget.of_start(start)
+        self._check(budget, start)
+        latency = WholeLatency(
+            table.predict, Space.below(table.conditions.family, self._arch(task)).start, start_ms, backbone_ms
+        )
+        pruner = Pruner(task, latency, settings)
+        pruner.batches_used = first
+        trace = [self._first(task, start)]
+        if state:
+            trace = self._restore_(task, pruner, latency, state)
+        return self._rounds(task, pruner, latency, meter, budget, start, trace)
+
+    def _arch(self, task: Task) -> dict[str, Any]:
+        return task.model.backbone.settings
+
+    def _start_(self, task: Task, state: dict | None) -> int:
+        """Load or train the start; return how many training batches that took."""
+        checkpoint = self.options.checkpoint or self.cfg.get('load_from')
+        if checkpoint:
+            content = checkpoint_io.read(checkpoint)
+            weights.load_exactly(task.model, weights.state_dict_of(content, checkpoint), checkpoint)
+            return 0
+        path = self.folder / '.start.pth'
+        if state and path.is_file():
+            weights.load_exactly(task.model, weights.state_dict_of(checkpoint_io.read(path), path), path)
+            return START_STEPS
+        self.say(f'no CHECKPOINT: the start is trained for {START_STEPS} steps first')
+        for hook in self.cfg.get('custom_hooks') or []:
+            if hook.get('type') == 'WarmStartHook':
+                options = {key: value for key, value in hook.items() if key != 'type'}
+                model = task.model
+                WarmStartHook(**options).pretrain_(
+                    model.backbone, model.data_preprocessor.mean, model.data_preprocessor.std
+                )
+        losses = list(task.train(0, START_STEPS))
+        self.say(f'start: loss {losses[0]:.3f} -> {statistics.mean(losses[-10:]):.3f}')
+        checkpoint_io.write(path, dict(state_dict=task.model.state_dict()), force=True)
+        return START_STEPS
+
+    def _table(self, task: Task) -> LatencyTable:
+        options, family = self.options, family_of(task.model.backbone)
+        own, conditions = self.folder / TABLE, dict(family=family, size=tuple(options.size), mode=options.mode)
+        path = options.latency_table or (own if options.resume and own.is_file() else None)
+        if path:
+            return LatencyTable.load(path, **conditions)
+        self.say(f'measuring the latency of the parts of {family} networks at {options.size[0]}x{options.size[1]}')
+        table = LatencyTable.measure(
+            family, tuple(options.size), options.mode, around=self._arch(task), batch=options.batch,
+            threads=options.threads, device=options.device, seed=options.seed, clock=options.clock,
+        )  # fmt: skip
+        self.say(f'latency table: {table.check()}')
+        table.save(own)
+        return table
+
+    def _check(self, budget: Budget, start: Figures) -> None:
+        limits = budget.limits()
+        if not budget.unmet(start):
+            costs = ', '.join(f'{QUANTITIES[name].format(getattr(start, name))}' for name in limits)
+            raise UserError(f'the budget ({budget}) is met already: the start has {costs}. Start from a larger network')
+        if set(limits) != {'latency_ms'}:
+            raise UserError('--method prune knows --target-latency only so far; omit the other targets')
+
+    def _first(self, task: Task, start: Figures) -> dict[str, Any]:
+        loss = task.score()
+        self.say(f'start: {start.latency_ms:.1f} ms, {start.params / 1e6:.2f} M parameters, loss {loss:.4f}')
+        return dict(number=0, arch=task.model.backbone.explicit(self._arch(task)), loss=loss, measured=start.latency_ms)
+
+    def _rounds(
+        self,
+        task: Task,
+        pruner: Pruner,
+        latency: WholeLatency,
+        meter: Meter,
+        budget: Budget,
+        start: Figures,
+        trace: list[dict[str, Any]],
+    ) -> Result:
+        target = budget.limits()['latency_ms']
+        smallest = pruner.smallest_cost()
+        if smallest > target * (1 + CLOSE):
+            raise UserError(
+                f'the smallest network of this space takes about {smallest:.1f} ms here, and the target is '
+                f'{target:.1f} ms: neck and head alone take {latency.rest:.1f} ms. Use a smaller --size, '
+                '--of backbone, or a config with a smaller head'
+            )
+        extra = 0
+        while trace[-1]['measured'] > target * (1 + CLOSE / 2) and extra <= EXTRA_ROUNDS:
+            record = pruner.round(target)
+            record.measured = start.latency_ms * meter.ratio(task.model)
+            extra += record.cost <= target
+            latency.correct(pruner.arch, record.measured)
+            trace.append(asdict(record))
+            self._save_state(task, pruner, latency, trace)
+            self.say(self._line(record, target))
+        figures = meter.figures(task.model, trace[-1]['measured'])
+        result = Result(
+            self.cfg, task.model, task.dataset.metainfo, self._summary(figures, start, target, trace), trace
+        )
+        result.save(self.folder)
+        return result
+
+    @staticmethod
+    def _line(record: Round, target: float) -> str:
+        return (
+            f'round {record.number}: {len(record.actions)} groups removed, loss {record.pruned_loss:.4f}, after '
+            f'recovery {record.loss:.4f}; {record.cost:.1f} ms predicted, {record.measured:.1f} ms measured, target '
+            f'{target:.1f} ms'
+        )
+
+    def _summary(self, figures: Figures, start: Figures, target: float, trace: list[dict[str, Any]]) -> str:
+        missed = '' if abs(figures.latency_ms / target - 1) <= CLOSE else ' MISSED by more than 5 %:'
+        return (
+            f'{missed} {figures.latency_ms:.1f} ms of {target:.1f} ms (measured), {figures.params / 1e6:.2f} M '
+            f'parameters, loss {trace[-1]["loss"]:.3f}; the start has {start.latency_ms:.1f} ms, '
+            f'{start.params / 1e6:.2f} M and {trace[0]["loss"]:.3f}.'
+        ).strip()
+
+    def _save_state(self, task: Task, pruner: Pruner, latency: WholeLatency, trace: list[dict[str, Any]]) -> None:
+        write_trace(self.folder / TRACE, trace)
+        content = dict(
+            state_dict=task.model.state_dict(), arch=json.dumps(pruner.arch), rounds=pruner.rounds,
+            batches_used=pruner.batches_used, factor=latency.factor, rest=latency.rest, identity=self._identity(),
+        )  # fmt: skip
+        checkpoint_io.write(self.folder / STATE, content, force=True)
+
+    def _identity(self) -> dict[str, Any]:
+        options = self.options
+        names = ('seed', 'size', 'batch', 'mode', 'of', 'by', 'recover', 'images', 'device')
+        return {name: str(getattr(options, name)) for name in names} | dict(budget=str(self.budget))
+
+    def _state(self) -> dict[str, Any] | None:
+        path = self.folder / STATE
+        if not path.is_file():
+            self.say('nothing to resume: the search starts from its beginning')
+            return None
+        content: dict[str, Any] = dict(checkpoint_io.read(path))
+        saved, own = content.get('identity'), self._identity()
+        if saved != own:
+            differing = [
+                f'{key}: {own[key]}, there {(saved or {}).get(key)}'
+                for key in own
+                if (saved or {}).get(key) != own[key]
+            ]
+            raise UserError(
+                f'--resume: {self.folder} has another search ({"; ".join(differing)}); use its options, or '
+                'another --work-dir'
+            )
+        return content
+
+    def _restore_(
+        self, task: Task, pruner: Pruner, latency: WholeLatency, state: dict[str, Any]
+    ) -> list[dict[str, Any]]:
+        """Continue after the last complete round."""
+        arch = json.loads(state['arch'])
+        model, backbone = task.model, task.model.backbone
+        model.backbone = type(backbone)(arch, **arguments_of(backbone))
+        for key, axis in readers_of(model).items():
+            conv = model.get_submodule(key.removesuffix('.weight'))
+            stage = int(axis.rpartition('.')[2])
+            conv.in_channels = arch['widths'][stage]
+            conv.weight = nn.Parameter(conv.weight.new_empty(len(conv.weight), conv.in_channels, *conv.kernel_size))
+            model.neck.in_channels = type(model.neck.in_channels)(model.backbone.out_channels)
+        model.load_state_dict(state['state_dict'])
+        pruner.space = pruner.space.at(arch)
+        pruner.rounds, pruner.batches_used = state['rounds'], state['batches_used']
+        latency.factor, latency.rest = state['factor'], state['rest']
+        trace = read_trace(self.folder / TRACE)[: state['rounds'] + 1]
+        self.say(f'resumed after round {pruner.rounds}')
+        return trace
+
+
+def run_prune(cfg: Config, options: argparse.Namespace, budget: Budget, report: Callable | None = None) -> int:
+    """Run the command."""
+    folder = prepare_folder(cfg.work_dir)
+    with locked(folder):
+        if not options.resume:
+            for name in (STATE, '.start.pth'):
+                (folder / name).unlink(missing_ok=True)
+        search = Search(cfg, options, budget)
+        result = search.run()
+        write_json(folder / 'summary.json', dict(summary=result.summary))
+        for name in (STATE, '.start.pth'):
+            (folder / name).unlink(missing_ok=True)
+    console, mini = Console(highlight=False, soft_wrap=True), ' --mini' if options.mini else ''
+    console.print(result.summary, markup=False)
+    config = shlex.quote(str(folder / 'config.py'))
+    console.print(f'Wrote {folder}. Next:', markup=False)
+    whole = shlex.quote(str(folder / 'whole.pth'))
+    console.print(f'  mmplugin train {config}{mini} --cfg-options load_from={whole}', markup=False)
+    console.print(f'  mmplugin test {config} {whole}{mini}', markup=False)
+    return 0
