@@ -111,9 +111,14 @@ class DenseBackbone(nn.Module):
 
     @classmethod
     def _settings(cls, arch: str | dict) -> dict[str, Any]:
+        return copy.deepcopy(dict(cls._row(arch)))
+
+    @classmethod
+    def _row(cls, arch: str | dict) -> dict[str, Any]:
+        """Return a row of ``ARCHS``, or the dict itself after its check."""
         if isinstance(arch, dict):
             cls.check_arch(arch)
-            return copy.deepcopy(dict(arch))
+            return arch
         if not isinstance(arch, str) or arch not in cls.ARCHS:
             raise UserError(f'{cls.__name__} has no arch {arch!r}; allowed: {_listed(cls.ARCHS)}, or a dict')
         return cls.ARCHS[arch]
@@ -146,7 +151,7 @@ class DenseBackbone(nn.Module):
 
         Two archs build the same network if their explicit forms are equal. An explicit form is an arch, too.
         """
-        settings = cls._settings(arch)
+        settings = cls._row(arch)
         return dict(
             widths=tuple(map(int, settings['widths'])),
             depths=tuple(map(int, settings['depths'])),

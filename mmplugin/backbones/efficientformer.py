@@ -247,9 +247,10 @@ class EfficientFormer(DenseBackbone):
     @classmethod
     def explicit(cls, arch: str | dict) -> dict:
         """Return an arch as a dict in which every default is filled in."""
-        settings = cls._settings(arch)
+        result = super().explicit(arch)  # checks it
+        settings = cls.ARCHS[arch] if isinstance(arch, str) else arch
         return dict(
-            super().explicit(arch),
+            result,
             attention_blocks=int(settings['attention_blocks']),
             key_dim=int(settings.get('key_dim', cls.KEY_DIM)),
             value_dim=int(settings.get('value_dim', cls.VALUE_DIM)),

@@ -277,7 +277,8 @@ class EfficientFormerV2(DenseBackbone):
     @classmethod
     def explicit(cls, arch: str | dict) -> dict:
         """Return an arch as a dict in which every default is filled in."""
-        settings, result = cls._settings(arch), super().explicit(arch)
+        result = super().explicit(arch)  # checks it
+        settings = cls.ARCHS[arch] if isinstance(arch, str) else arch
         blocks = settings['attention_blocks']
         pair = blocks if isinstance(blocks, list | tuple) else [min(blocks, depth) for depth in result['depths'][2:]]
         return dict(

@@ -297,7 +297,8 @@ class EfficientViTMSRA(DenseBackbone):
 
         ``downsample_hidden``: channels of the feed-forward networks before and after each patch merging.
         """
-        settings, result = cls._settings(arch), super().explicit(arch)
+        result = super().explicit(arch)  # checks it
+        settings = cls.ARCHS[arch] if isinstance(arch, str) else arch
         widths = result['widths']
         before_after = settings.get('downsample_hidden') or [[2 * a, 2 * b] for a, b in pairwise(widths)]
         ratios = settings.get('merge_ratio', cls.MERGE_RATIO)

@@ -49,6 +49,8 @@ class Search:
         budget: What the result may cost.
     """
 
+    meter: type[Meter] = Meter  # tests replace it by one without a clock
+
     def __init__(self, cfg: Config, options: argparse.Namespace, budget: Budget):
         self.cfg, self.options, self.budget = cfg, options, budget
         self.folder = Path(cfg.work_dir)
@@ -76,7 +78,7 @@ class Search:
             threads=options.threads,
         )  # fmt: skip
         x = task.example(options.size, options.batch)
-        meter = Meter(start_model, options.of, task.segmentation, x, options.mode, timing)
+        meter = self.meter(start_model, options.of, task.segmentation, x, options.mode, timing)
         start_ms, backbone_ms = meter.start_ms()
         if state:  # the target stays what it was
             start_ms = read_trace(self.folder / TRACE)[0]['measured']

@@ -1,0 +1,152 @@
+"""A whole search on eight images, without a clock: parts take what a function says."""
+
+import argparse
+import json
+
+import pytest
+import torch
+from mmengine.config import Config
+from tiny_training import last_weights, run_training, tiny_config
+
+from mmplugin.benchmark.sizes import deployed_parameters
+from mmplugin.convert import convert
+from mmplugin.convert.arch_of import arch_of
+from mmplugin.engine.runner import build_model
+from mmplugin.errors import UserError
+from mmplugin.search import run
+from mmplugin.search.budget import Budget, Figures
+from mmplugin.search.costs import cost
+from mmplugin.search.latency import LatencyTable
+from mmplugin.search.parts import parts_of
+from mmplugin.search.subnet import family_of
+
+CONFIGS = {'v2': 'retinanet_v2_s0', 'evit': 'maskrcnn_evit_m0', 'v1': 'semfpn_v1_l1'}
+SIZE = (64, 96)
+HEAD_MS = 1.0
+
+
+def part_ms(family):
+    return lambda part: 0.02 + cost(family, part, SIZE)[0] / 2e7
+
+
+class Ruler:
+    """Stands for ``Meter``: every part takes what ``part_ms`` says, the rest ``HEAD_MS``."""
+
+    def __init__(self, start, *others):
+        self.start = self.ms(start)
+
+    @staticmethod
+    def ms(model):
+        family = family_of(model.backbone)
+        return HEAD_MS + sum(map(part_ms(family), parts_of(family, model.backbone.settings)))
+
+    def start_ms(self):
+        return self.start, self.start - HEAD_MS
+
+    def ratio(self, model):
+        return self.ms(model) / self.start
+
+    def figures(self, model, latency_ms):
+        return Figures(latency_ms, deployed_parameters(model), 0, 0)
+
+
+class Clockless(run.Search):
+    meter = Ruler
+
+    def _table(self, task):
+        family = family_of(task.model.backbone)
+        return LatencyTable.measure(family, SIZE, around=self._arch(task), clock=part_ms(family))
+
+
+def options(**changes):
+    defaults = dict(
+        checkpoint=None, mini=True, of='model', recover=2, images=3, by='latency', seed=0, resume=False, size=SIZE,
+        batch=1, mode='fused', device='cpu', threads=None, rounds=2, clock='wall', latency_table=None,
+    )  # fmt: skip
+    return argparse.Namespace(**{**defaults, **changes})
+
+
+def search(family, folder, latency='70%', images=None, **changes):
+    work = folder / 'work'
+    work.mkdir(exist_ok=True, parents=True)
+    cfg = Config.fromfile(tiny_config(CONFIGS[family], folder))
+    cfg.work_dir = str(work)
+    return Clockless(cfg, options(**changes), Budget.from_options(latency=latency)).run()
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch, tiny_sets):
+    monkeypatch.setattr(run, 'START_STEPS', 2)
+    monkeypatch.setattr('mmplugin.search.prune.RECALIBRATION', 2)
+    monkeypatch.setattr(run.Settings.__init__, '__defaults__', (2, 2, 'taylor', True, 0.5))
+
+
+def comparable(trace):
+    return json.loads(json.dumps(trace))
+
+
+@pytest.mark.parametrize('family', CONFIGS)
+def test_the_result_is_an_ordinary_network_that_every_tool_takes(family, tmp_path):
+    result = search(family, tmp_path, '85%')
+    work = tmp_path / 'work'
+    target = 0.85 * result.trace[0]['measured']
+    assert abs(result.trace[-1]['measured'] / target - 1) < 0.05
+    # the backbone alone loads strictly, through init_cfg and through convert, with its note and without
+    cfg = Config.fromfile(work / 'config.py')
+    model = build_model(cfg)
+    model.init_weights()
+    backbone = torch.load(work / 'backbone.pth')
+    assert all(torch.equal(value, backbone['state_dict'][key]) for key, value in model.backbone.state_dict().items())
+    explicit = model.backbone.explicit(json.loads((work / 'arch.json').read_text())['arch'])
+    assert arch_of(backbone['state_dict'])[0] == family
+    for source in (backbone, backbone['state_dict'], torch.load(work / 'whole.pth')):
+        assert model.backbone.explicit(convert(source).backbone['arch']) == explicit
+    # the whole model loads strictly and trains
+    model.load_state_dict(torch.load(work / 'whole.pth')['state_dict'])
+    if family == 'v2':
+        cfg.load_from = str(work / 'whole.pth')
+        cfg.train_cfg.update(max_epochs=1, val_interval=1, val_begin=1)
+        cfg.dump(tmp_path / 'next.py')
+        run_training(tmp_path / 'next.py', tmp_path / 'next')
+        assert last_weights(tmp_path / 'next').keys() == torch.load(work / 'whole.pth')['state_dict'].keys()
+
+
+def test_a_search_that_was_killed_continues_with_the_same_trace(tmp_path, monkeypatch):
+    whole = search('v2', tmp_path / 'whole')
+    assert len(whole.trace) > 3
+    save, calls = run.Search._save_state, []
+
+    def stop_after_two(self, *args):
+        save(self, *args)
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(run.Search, '_save_state', stop_after_two)
+    with pytest.raises(KeyboardInterrupt):
+        search('v2', tmp_path / 'killed')
+    monkeypatch.setattr(run.Search, '_save_state', save)
+    resumed = search('v2', tmp_path / 'killed', resume=True)
+    assert comparable(resumed.trace) == comparable(whole.trace)
+    assert all(torch.equal(value, resumed.state_dict[key]) for key, value in whole.state_dict.items())
+
+
+def test_a_search_resumes_only_with_its_own_options(tmp_path, monkeypatch):
+    save = run.Search._save_state
+
+    def stop(self, *args):
+        save(self, *args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run.Search, '_save_state', stop)
+    with pytest.raises(KeyboardInterrupt):
+        search('v2', tmp_path)
+    with pytest.raises(UserError, match=r'another search \(seed: 1, there 0; budget: .*use its options'):
+        search('v2', tmp_path, resume=True, seed=1, latency='65%')
+
+
+def test_budgets_that_are_met_or_cannot_be_met(tmp_path):
+    with pytest.raises(UserError, match=r'is met already: the start has .* ms'):
+        search('v2', tmp_path, latency='100%')
+    with pytest.raises(UserError, match=r'smallest network of this space takes .* neck and head alone take 1.0 ms'):
+        search('v2', tmp_path, latency='1%')
