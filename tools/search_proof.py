@@ -1,0 +1,245 @@
+"""Test the claims of the search on this machine, and write what came out into docs/search.md.
+
+    python tools/search_proof.py --part table|prune [--quick] [--write docs/search.md]
+
+``table``: error and rank correlation of predicted latency, on networks that the table has not seen. ``prune``: 30 % of
+the backbone's latency is removed from a trained segmentor, by Taylor expansion, by magnitude and at random, with three
+seeds; then the result is trained, next to a network that was narrowed uniformly and starts from random weights. Each
+result is kept in work_dirs/search_proof, so that a second call continues. A claim that fails is printed as failed.
+"""
+
+import argparse
+import copy
+import json
+import platform
+import statistics
+from datetime import date
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from mmplugin import stack
+from mmplugin.backbones import FAMILIES
+from mmplugin.errors import UserError
+from mmplugin.files import atomic_write
+from mmplugin.search.latency import LatencyTable, kendall_tau
+from mmplugin.tables import Table, show
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG, FAMILY = 'semfpn_v2_s0', 'v2'
+SEEDS, CUT, IMAGES = (0, 1, 2), 0.7, 64
+START, RECOVER = 600, 200  # training steps
+SIZE = (160, 160)  # of the built-in segmentation set
+FOLDER = ROOT / 'work_dirs/search_proof'
+console = Console(highlight=False, soft_wrap=True)
+
+
+def kept(name: str, compute: Any) -> Any:
+    """Return a result from the last call of this script, or compute and keep it."""
+    path = FOLDER / f'{name}.json'
+    if not path.is_file():
+        console.print(f'{name} ...')
+        content = compute()
+        with atomic_write(path) as draft:
+            draft.write_text(json.dumps(content), encoding='utf-8')
+    return json.loads(path.read_text(encoding='utf-8'))
+
+
+def verdict(holds: bool) -> str:
+    """Return how a claim is printed."""
+    return 'holds' if holds else '**FAILED**'
+
+
+def measure_table(side: int, clock: str, rounds: int) -> dict[str, Any]:
+    """Measure and check one table of the whole family, and predict the published networks."""
+    table = LatencyTable.measure(FAMILY, (side, side), clock=clock, rounds=rounds)
+    try:
+        check, problem = table.check(), ''
+    except UserError as error:
+        check, problem = table._compare(), str(error)
+    names = list(FAMILIES[FAMILY].ARCHS)
+    measured = {name: sum(row) for name, row in measure_published(side, clock, rounds).items()}
+    return dict(
+        tau=check.tau,
+        ceiling=check.ceiling,
+        median_error=check.median_error,
+        worst_error=check.worst_error,
+        wanted=check.wanted_tau,
+        problem=problem,
+        predicted=[table.predict(name) for name in names],
+        measured=[measured[name] for name in names],
+    )
+
+
+def measure_published(side: int, clock: str, rounds: int) -> dict[str, list[float]]:
+    """Return the milliseconds of the published networks of the family, timed in turn."""
+    import torch
+
+    from mmplugin.search.timing import Network, run_in_turn
+
+    x, names = torch.randn(1, 3, side, side), list(FAMILIES[FAMILY].ARCHS)
+    networks = [Network(FAMILY, FAMILIES[FAMILY].ARCHS[name], x, 'fused', clock, False) for name in names]
+    times = run_in_turn(networks, rounds, 0, None)
+    return {name: [statistics.median(ms for (ms,) in own)] for name, own in zip(names, times, strict=True)}
+
+
+def table_part(quick: bool) -> list[Table]:
+    """Check the promise of the latency table at two sizes."""
+    rounds = 6 if quick else 12
+    rows = []
+    for side in (128, 512):
+        found = kept(f'table_{side}_{rounds}', lambda side=side: measure_table(side, 'cpu', rounds))
+        promise = not found['problem']
+        tau = kendall_tau(found['predicted'], found['measured'])
+        errors = [abs(a / b - 1) for a, b in zip(found['predicted'], found['measured'], strict=True)]
+        rows.append((
+            f'{side}x{side}', f'{found["tau"]:.2f}', f'{found["wanted"]:.2f}', f'{found["ceiling"]:.2f}',
+            f'{found["median_error"]:.1%}', f'{found["worst_error"]:.1%}', verdict(promise), f'{tau:.2f}',
+            f'{statistics.median(errors):.1%}',
+        ))  # fmt: skip
+    head = ['size', 'tau', 'promised', 'ceiling', 'median error', 'largest', 'promise', 's0 to l: tau', 'median error']
+    return [Table('Latency table of EfficientFormerV2, 12 networks that it has not seen', head, rows)]
+
+
+def make_task(seed: int, arch: Any = None) -> Any:
+    """Return the task of the proof; with an arch, one that starts from random weights."""
+    from mmplugin.engine.config import load_config
+    from mmplugin.hooks.layer_scale import FROM_SCRATCH, set_layer_scales_
+    from mmplugin.search.task import Task
+
+    cfg = load_config(CONFIG, mini=True, data_root=ROOT / 'data')
+    cfg.model.backbone.init_cfg = None
+    if arch is not None:
+        cfg.model.backbone.arch = arch
+        cfg.model.neck.in_channels = list(arch['widths'])
+    task = Task(cfg, IMAGES, seed)
+    set_layer_scales_(task.model.backbone, FROM_SCRATCH)
+    return task
+
+
+@cache
+def latency_table() -> LatencyTable:
+    """Return the table around the start at the size of the built-in set; it is measured once."""
+    path = FOLDER / 'latency.json'
+    if not path.is_file():
+        LatencyTable.measure(FAMILY, SIZE, around='s0', clock='cpu').save(path)
+    return LatencyTable.load(path, family=FAMILY, size=SIZE)
+
+
+def latency(arch: Any) -> float:
+    """Return the predicted milliseconds of a backbone."""
+    return latency_table().predict(arch)
+
+
+def uniform_arch(target: float) -> dict[str, Any]:
+    """Return the start, all of whose channels are multiplied by the largest factor that meets the target."""
+    from mmplugin.search.space import arch_with, sizes_of
+
+    start = sizes_of(FAMILY, 's0')
+    for percent in range(100, 20, -1):
+        scaled = {
+            size: max(8, round(n * percent / 800) * 8)
+            for size, n in start.items()
+            if size.startswith(('width', 'hidden'))
+        }
+        arch = arch_with(FAMILY, 's0', scaled)
+        if latency(arch) <= target:
+            return arch
+    raise AssertionError('no factor meets the target')
+
+
+def prune_with_seed(seed: int, start: int, recover: int) -> dict[str, Any]:
+    """Train a start, prune it in three ways, train the one by Taylor expansion, and a uniform one from scratch."""
+    from mmplugin.search.prune import Pruner, Settings
+
+    task = make_task(seed)
+    losses = [*task.train(0, start)]
+    task.recalibrate_(start, 16)
+    found: dict[str, Any] = dict(start=task.score(), first_loss=losses[0])
+    trained = copy.deepcopy(task.model)
+    for score in ('taylor', 'magnitude', 'random'):
+        task.model = copy.deepcopy(trained)
+        pruner = Pruner(task, latency, Settings(recover=0, batches=16, score=score))
+        pruner.batches_used = start + 16
+        limit = CUT * pruner.start_cost
+        while pruner.cost(pruner.arch) > limit:
+            record = pruner.round(limit)
+        found[score] = record.loss
+        if score == 'taylor':
+            found['arch'] = pruner.arch
+            list(task.train(pruner.batches_used, recover, 0.5))
+            task.recalibrate_(0, 16)
+            found['recovered'] = task.score()
+    uniform = make_task(seed, uniform_arch(CUT * latency('s0')))
+    list(uniform.train(0, recover))
+    uniform.recalibrate_(0, 16)
+    found['uniform'] = uniform.score()
+    return found
+
+
+def prune_part(quick: bool) -> list[Table]:
+    """Compare ways to remove 30 % of the latency, and the recovered network with a uniform one."""
+    start, recover = (200, 80) if quick else (START, RECOVER)
+    rows, all_lower, differences, uniform = [], True, [], []
+    for seed in SEEDS:
+        found = kept(f'prune_{seed}_{start}_{recover}', lambda seed=seed: prune_with_seed(seed, start, recover))
+        rises = [found[score] - found['start'] for score in ('taylor', 'magnitude', 'random')]
+        lower = rises[0] < min(rises[1:])
+        all_lower &= lower
+        differences.append(found['recovered'] - found['uniform'])
+        uniform.append(found['uniform'])
+        rows.append((
+            str(seed), f'{found["start"]:.3f}', *(f'{rise:+.3f}' for rise in rises), verdict(lower),
+            f'{found["recovered"]:.3f}', f'{found["uniform"]:.3f}',
+        ))  # fmt: skip
+    deviation = statistics.stdev(uniform)
+    as_good = statistics.mean(differences) <= deviation
+    head = ['seed', 'loss of the start', 'rise: Taylor', 'magnitude', 'random', 'Taylor lowest', 'recovered', 'uniform']
+    claims = Table(
+        'Claims',
+        ['claim', 'figures', 'result'],
+        [
+            ('the loss rises least by Taylor expansion, each seed', f'{len(SEEDS)} seeds', verdict(all_lower)),
+            (
+                f'after {recover} steps, within one standard deviation of uniform from scratch, or better',
+                f'difference {statistics.mean(differences):+.3f}, deviation {deviation:.3f}',
+                verdict(as_good),
+            ),
+        ],
+        left=('figures', 'result'),
+    )
+    return [
+        Table(f'30 % of the latency of the backbone removed ({CONFIG}, {start} steps, hold-out loss)', head, rows),
+        claims,
+    ]
+
+
+PARTS = {'table': table_part, 'prune': prune_part}
+
+
+def main() -> None:
+    """Run the parts, print the tables, and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--part', choices=PARTS, nargs='+', default=list(PARTS))
+    parser.add_argument('--quick', action='store_true', help='fewer rounds and steps')
+    parser.add_argument('--write', type=Path, metavar='PAGE', help='replace the generated part of a page')
+    options = parser.parse_args()
+    stack.ignore_known_warnings()
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    tables = [table for part in options.part for table in PARTS[part](options.quick)]
+    show(tables, console)
+    if options.write:
+        command = f'python tools/search_proof.py --part {" ".join(options.part)}{" --quick" if options.quick else ""}'
+        text = f'`{command} --write {options.write}`, {date.today()}, {platform.machine()}, CPU.'
+        page = options.write.read_text(encoding='utf-8')
+        before, _, rest = page.partition('<!-- search_proof: begin -->')
+        after = rest.partition('<!-- search_proof: end -->')[2]
+        body = '\n\n'.join([text, *(f'**{table.title}**\n\n{table.markdown()}' for table in tables)])
+        marked = f'<!-- search_proof: begin -->\n\n{body}\n\n<!-- search_proof: end -->'
+        options.write.write_text(before + marked + after, encoding='utf-8')
+
+
+if __name__ == '__main__':
+    main()
