@@ -28,6 +28,9 @@ COMMANDS = {
     'convert': Command('mmplugin.convert.command:main', 'SRC DST', 'convert classification weights to a backbone'),
     'check-data': Command('mmplugin.engine.check_data:main', 'CONFIG', 'check the dataset of a config for errors'),
     'benchmark': Command('mmplugin.benchmark.command:main', 'CONFIG', 'measure speed and memory'),
+    'search': Command(
+        'mmplugin.search.command:main', 'CONFIG --target-latency 20ms', 'find the best network for this machine'
+    ),
     'doctor': Command('mmplugin.doctor:main', '', 'check the environment and print fixes'),
 }
 

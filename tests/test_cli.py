@@ -18,6 +18,7 @@ TOOLS = {
     'convert_weights': 'convert',
     'check_data': 'check-data',
     'benchmark': 'benchmark',
+    'search': 'search',
 }
 
 

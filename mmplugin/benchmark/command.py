@@ -44,18 +44,18 @@ def parse(argv: Sequence[str] | None = None, prog: str | None = None) -> argpars
     add('names', nargs='+', metavar='NAME', help='v2_s2, evit (a family), all, timm:v2_s2, or a config by path or name')
     add('--what', nargs='+', choices=METRICS, default=DEFAULT_METRICS, metavar='METRIC',
         help=f'{", ".join(METRICS)}; default: {", ".join(DEFAULT_METRICS)}')
-    add('--size', nargs='+', type=_size, default=[(512, 512)], metavar='HxW', help='512 (the default), 800x1333, ...')
-    add('--batch', nargs='+', type=_count, default=[1], metavar='N', help='images per inference; default: 1')
-    add('--train-batch', type=_count, default=2, metavar='N', help='images per training step; default: 2')
-    add('--modes', nargs='+', type=_mode, default=['eager'], metavar='MODE',
+    add('--size', nargs='+', type=size, default=[(512, 512)], metavar='HxW', help='512 (the default), 800x1333, ...')
+    add('--batch', nargs='+', type=count, default=[1], metavar='N', help='images per inference; default: 1')
+    add('--train-batch', type=count, default=2, metavar='N', help='images per training step; default: 2')
+    add('--modes', nargs='+', type=mode, default=['eager'], metavar='MODE',
         help='of inference: eager (the default), or fused, compiled and bf16 joined by +')
     add('--beside', metavar='NAME', help='baseline of all comparisons: timm, or any NAME')
-    add('--beside-mode', type=_mode, default='eager', metavar='MODE', help='mode of the baseline; default: eager')
+    add('--beside-mode', type=mode, default='eager', metavar='MODE', help='mode of the baseline; default: eager')
     add('--norms', choices=('frozen', 'trainable'), default='frozen', help='of bare backbones; default: frozen')
-    add('--rounds', type=_count, default=10, metavar='N', help='at least so many, after two to warm up; default: 10')
+    add('--rounds', type=count, default=10, metavar='N', help='at least so many, after two to warm up; default: 10')
     add('--clock', choices=('wall', 'cpu'), default='wall', help='cpu is processor time, for a busy machine')
-    add('--device', type=_device, default='cpu', help='cpu (the default), cuda, cuda:1, ...')
-    add('--threads', type=_count, metavar='N', help="of torch; default: torch's own choice")
+    add('--device', type=device, default='cpu', help='cpu (the default), cuda, cuda:1, ...')
+    add('--threads', type=count, metavar='N', help="of torch; default: torch's own choice")
     add('--machine', default=f'{platform.machine()}, {os.cpu_count()} CPU cores', help='its name in the results')
     add('--mes-units', nargs=2, type=float, default=MES_UNITS, metavar=('M', 'MS'),
         help='million parameters and ms of the Mobile Efficiency Score; default: 3 1, as in the paper')
@@ -69,27 +69,31 @@ def parse(argv: Sequence[str] | None = None, prog: str | None = None) -> argpars
     return options
 
 
-def _size(text: str) -> Size:
+def size(text: str) -> Size:
+    """Return height and width from ``512`` or ``800x1333``."""
     sides = [int(side) for side in text.split('x')] if re.fullmatch(r'\d+(x\d+)?', text) else [0]
     if min(sides) < 32:
         raise argparse.ArgumentTypeError(f'{text}: allowed are 512 or 800x1333 (height x width), both sides 32 or more')
     return sides[0], sides[-1]
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
+    """Return a whole number from 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f'{text}: allowed are whole numbers from 1')
     return int(text)
 
 
-def _mode(text: str) -> str:
+def mode(text: str) -> str:
+    """Return a mode of inference, such as ``fused+compiled``."""
     steps = text.split('+')
     if not set(steps) <= set(MODES) or len(set(steps)) < len(steps):
         raise argparse.ArgumentTypeError(f'{text}: allowed are {", ".join(MODES)}, joined by +, such as fused+compiled')
     return text
 
 
-def _device(text: str) -> str:
+def device(text: str) -> str:
+    """Return the name of a device that torch has."""
     if not re.fullmatch(r'cpu|cuda(:\d+)?', text):
         raise argparse.ArgumentTypeError(f'{text}: allowed are cpu, cuda and cuda:NUMBER')
     if text != 'cpu' and not torch.cuda.is_available():

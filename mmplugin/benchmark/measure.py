@@ -5,6 +5,7 @@ slows the machine for a while slows all of them, and each round gives one ratio.
 """
 
 import multiprocessing
+import os
 import statistics
 import sys
 import time
@@ -131,7 +132,7 @@ def operator_profile(settings: Settings, sides: Sequence[Side], size: Size) -> l
     """Find the operators with the largest shares of one training step. Operators that they call are not included."""
     step, on_gpu = _training_step(settings, sides[0], size), settings.device != 'cpu'
     step()
-    with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu) as record:
+    with _profiler(on_gpu) as record:
         step()
     events = record.key_averages()
     times = [event.self_device_time_total if on_gpu else event.self_cpu_time_total for event in events]
@@ -257,12 +258,18 @@ def allocated_peak(call: Callable[[], object], device: str) -> int:
         before = _restart_peak(device)
         call()
         return _peak(device) - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+    with _profiler(profile_memory=True) as record:
         call()
     assert record.profiler is not None
     events = record.profiler.kineto_results.events()
     changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == '[memory]')
     return max(0, *accumulate(change for _, change in changes))
+
+
+def _profiler(on_gpu: bool = False, profile_memory: bool = False) -> profile:
+    os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # or some versions print that they start and stop
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
+    return profile(activities=activities, profile_memory=profile_memory)
 
 
 def _restart_peak(device: str) -> int:

@@ -42,7 +42,13 @@ def frontier(points: Iterable[Point]) -> list[Point]:
     return best
 
 
-def plot(results: Results, path: Path, accuracy: str | None = None, mode: str | None = None) -> None:
+def plot(
+    results: Results,
+    path: Path,
+    accuracy: str | None = None,
+    mode: str | None = None,
+    lines: Mapping[str, float] | None = None,
+) -> None:
     """Plot accuracy over the latency of inference, at the first size and batch, and shade what is below the frontier.
 
     Args:
@@ -50,6 +56,7 @@ def plot(results: Results, path: Path, accuracy: str | None = None, mode: str | 
         path: File to write.
         accuracy: Name of the accuracy; by default, what fits each model.
         mode: Mode of inference; by default, the first one that was measured.
+        lines: Latencies in ms to mark, by their names.
     """
     from matplotlib.figure import Figure
 
@@ -74,6 +81,8 @@ def plot(results: Results, path: Path, accuracy: str | None = None, mode: str | 
         _draw_family(axes, series, title, color, 'center' if slowest in series else 'right')
     conditions = size_text(run[0]), f'batch {run[1]}', run[2], results.meta['machine'], results.meta['date']
     _format_axes(axes, f'Latency in ms ({", ".join(conditions)})', ', '.join(labels))
+    for name, ms in (lines or {}).items():
+        _draw_line(axes, name, ms)
     _shade_frontier(axes, frontier(points))
     figure.savefig(path, dpi=160, bbox_inches='tight')
 
@@ -103,6 +112,13 @@ def _format_axes(axes: Any, xlabel: str, ylabel: str) -> None:
     axes.grid(color=GRID)
     axes.set_axisbelow(True)
     axes.spines[:].set_visible(False)
+
+
+def _draw_line(axes: Any, name: str, ms: float) -> None:
+    axes.axvline(ms, color=INK, linewidth=1, linestyle='--' if name == 'target' else ':')
+    style = dict(rotation=90, ha='right', va='top', color=INK, fontsize=9)
+    top = axes.get_xaxis_transform()  # data along x, from 0 to 1 along y
+    axes.annotate(f'{name} {ms:.3g} ms', (ms, 1), (-2, -2), xycoords=top, textcoords='offset points', **style)
 
 
 def _shade_frontier(axes: Any, best: Sequence[Point]) -> None:

@@ -1,0 +1,151 @@
+"""``mmplugin search``: find the network that fits a budget on the user's machine."""
+
+import argparse
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mmplugin.benchmark.command import PASSIVE_THREADS, device, mode, size
+from mmplugin.benchmark.command import count as positive
+from mmplugin.config_edits import is_segmentation
+from mmplugin.engine.arguments import add_common_arguments, config_from
+from mmplugin.errors import UserError
+from mmplugin.search.budget import QUANTITIES, Budget, Quantity
+from mmplugin.search.other_archs import family_of
+
+METHODS = ('prune', 'joint', 'slim')  # of EfficientViT, EfficientFormerV2 and EfficientFormer
+SIZE = (512, 512)
+# What the built-in sets of --mini are tested at, by whether the config is for segmentation.
+MINI_SIZES = {False: (192, 224), True: (160, 160)}
+PRUNE_ONLY = ('checkpoint', 'recover', 'images', 'resume', 'latency_table')
+TARGETS = tuple(quantity.option for quantity in QUANTITIES.values())
+
+
+def parse(argv: Sequence[str], prog: str | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        usage='%(prog)s CONFIG [CHECKPOINT] --target-latency 20ms|60% [options]'.replace('60%', '60%%'),
+        description='Find the network that fits a budget on this machine. --rank-only measures the thirteen published '
+        'networks in the model of CONFIG; --method prune removes what the trained network needs least.',
+    )
+    # fmt: off
+    add_common_arguments(parser)
+    add = parser.add_argument
+    add('checkpoint', nargs='?', metavar='CHECKPOINT', help='a trained model of CONFIG, for --method prune')
+    add('--weights', metavar='WHICH', help='weights of the backbone: a file, a URL, hf-hub:OWNER/NAME, or none')
+
+    group = parser.add_argument_group('budget', 'at least one; % is of the network of CONFIG')
+    for name, quantity in QUANTITIES.items():
+        group.add_argument(quantity.option, dest=f'target_{name}', type=_target(quantity), metavar='N',
+            help=f'{quantity.name} of the whole model as deployed: {quantity.example}'.replace('%', '%%'))
+
+    add = parser.add_argument_group('method').add_argument
+    add('--method', choices=METHODS, default='prune',
+        help='prune (the default) is for all families; the others are not there yet')
+    add('--rank-only', action='store_true', help='measure the published networks, and search nothing')
+    add('--of', choices=('model', 'backbone'), default='model', help='what the budget is for; default: model')
+    add('--recover', type=_count, metavar='N', help='training steps after each round of pruning')
+    add('--images', type=positive, metavar='N', help='training images that networks are compared on')
+    add('--by', choices=('importance', 'latency'), default='latency',
+        help='order of pruning: loss per latency gained (the default), or loss alone')
+    add('--seed', type=_count, default=0, metavar='N', help='of the search; default: 0')
+    add('--resume', action='store_true', help='continue the search in the work folder')
+
+    add = parser.add_argument_group('measurement').add_argument
+    add('--size', type=size, metavar='HxW', help='512 (the default), 800x1333, ...; with --mini that of its images')
+    add('--batch', type=positive, default=1, metavar='N', help='images per inference; default: 1')
+    add('--mode', type=mode, default='fused', metavar='MODE',
+        help='eager, or fused (the default), compiled and bf16 joined by +')
+    add('--device', type=device, default='cpu', help='cpu (the default), cuda, cuda:1, ...')
+    add('--threads', type=positive, metavar='N', help="of torch; default: torch's own choice")
+    add('--rounds', type=positive, default=10, metavar='N', help='at least so many, after two to warm up; default: 10')
+    add('--clock', choices=('wall', 'cpu'), default='wall', help='cpu is processor time, for a busy machine')
+    add('--latency-table', type=Path, metavar='FILE', help='latency.json of an earlier search on this machine')
+    # fmt: on
+    return parser.parse_intermixed_args(_with_equals_signs(argv))
+
+
+def _with_equals_signs(argv: Sequence[str]) -> list[str]:
+    """Join targets with negative numbers, which argparse takes for options, so that they get the same message."""
+    words: list[str] = []
+    for word in argv:
+        if words and words[-1] in TARGETS and re.match(r'-[\d.]', word):
+            words[-1] += f'={word}'
+        else:
+            words.append(word)
+    return words
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f'{text}: allowed are whole numbers from 0')
+    return int(text)
+
+
+def _target(quantity: Quantity) -> Callable[[str], str]:
+    """Return a function that checks a target and returns it as it is."""
+
+    def target(text: str) -> str:
+        try:
+            quantity.parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+        return text
+
+    return target
+
+
+def _check(options: argparse.Namespace) -> None:
+    if not options.rank_only and options.method != 'prune':
+        raise UserError(f'--method {options.method} is not there yet; use prune, which is for all families')
+    if options.launcher != 'none':
+        raise UserError(f'--launcher {options.launcher}: a search runs in one process; omit --launcher')
+    if options.clock == 'cpu' and options.device != 'cpu':
+        raise UserError('--clock cpu counts processor time, which says nothing about a GPU; use --clock wall')
+    if options.checkpoint and not Path(options.checkpoint).is_file():
+        raise UserError(
+            f'{options.checkpoint} is not a file; name a checkpoint, such as epoch_12.pth in work_dirs/NAME'
+        )
+    if options.latency_table and not options.latency_table.is_file():
+        raise UserError(f'--latency-table {options.latency_table} is not a file; omit it to measure a table')
+    if options.rank_only:
+        ignored = [name for name in PRUNE_ONLY if getattr(options, name) not in (None, False)]
+        if ignored:
+            words = ', '.join(name.upper() if name == 'checkpoint' else _flag(name) for name in ignored)
+            raise UserError(f'--rank-only measures networks with random weights, and has no use for {words}; omit it')
+
+
+def _flag(name: str) -> str:
+    return '--' + name.replace('_', '-')
+
+
+def budget_of(options: argparse.Namespace) -> Budget:
+    """Return the budget of the command line."""
+    return Budget.from_options(*(getattr(options, f'target_{name}') for name in QUANTITIES))
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Run the command."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    options = parse(argv, prog)
+    _check(options)
+    budget = budget_of(options)
+    if options.clock == 'cpu':
+        os.environ.update(PASSIVE_THREADS)
+    options.command = shlex.join(['mmplugin', 'search', *argv])
+    if options.rank_only:
+        options.weights = 'none'  # speed does not depend on them
+    cfg = config_from(options)
+    family_of(cfg.model.backbone)
+    options.size = options.size or (MINI_SIZES[is_segmentation(cfg)] if options.mini else SIZE)
+    if options.rank_only:
+        from mmplugin.search.rank import run_rank
+
+        return run_rank(cfg, options, budget)
+    from mmplugin.search.run import run_prune
+
+    return run_prune(cfg, options, budget)

@@ -1,0 +1,91 @@
+"""``mmplugin search``: what it refuses before anything is measured, and what it passes on."""
+
+import pytest
+import torch
+
+from mmplugin import cli
+from mmplugin.search import command, rank, run
+
+CONFIG, TARGET = 'semfpn_v2_s0', ('--target-latency', '20ms')
+
+
+@pytest.fixture(autouse=True)
+def _nothing_runs(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(rank, 'run_rank', None)
+    monkeypatch.setattr(run, 'run_prune', None)
+
+
+def exit_code(*argv):
+    try:
+        return cli.main(['search', *argv])
+    except SystemExit as error:  # argparse
+        return error.code
+
+
+@pytest.mark.parametrize(
+    ('argv', 'message'),
+    [
+        ([CONFIG], 'there is no budget: give at least one of --target-latency, --target-params, --target-macs and'),
+        ([CONFIG, '--target-latency', '20'], '--target-latency: 20: allowed are 20ms or 60% (of the start)'),
+        ([CONFIG, '--target-latency', '20s'], '--target-latency: 20s: allowed are 20ms or 60%'),
+        ([CONFIG, '--target-latency', '-3ms'], '--target-latency: -3ms: allowed are 20ms or 60%'),
+        ([CONFIG, '--target-latency', '0%'], '--target-latency: 0%: allowed are 20ms or 60%'),
+        ([CONFIG, '--target-latency', '140%'], '--target-latency: 140%: allowed are 20ms or 60%'),
+        ([CONFIG, '--target-params', '6'], '--target-params: 6: allowed are 6M or 80%'),
+        ([CONFIG, '--target-macs', '5T'], '--target-macs: 5T: allowed are 5G or 80%'),
+        ([CONFIG, '--target-memory', '300MB'], '--target-memory: 300MB: allowed are 300MiB or 80%'),
+        ([CONFIG, *TARGET, '--size', '16'], '--size: 16: allowed are 512 or 800x1333'),
+        ([CONFIG, *TARGET, '--device', 'tpu'], '--device: tpu: allowed are cpu, cuda'),
+        ([CONFIG, *TARGET, '--mode', 'fast'], '--mode: fast: allowed are eager, fused'),
+        ([CONFIG, *TARGET, '--images', '0'], '--images: 0: allowed are whole numbers from 1'),
+        ([CONFIG, *TARGET, '--recover', '-1'], '--recover: -1: allowed are whole numbers from 0'),
+        ([CONFIG, *TARGET, '--method', 'evolution'], "--method: invalid choice: 'evolution'"),
+        ([CONFIG, *TARGET, '--method', 'joint'], '--method joint is not there yet; use prune'),
+        ([CONFIG, *TARGET, '--method', 'slim'], '--method slim is not there yet; use prune'),
+        ([CONFIG, *TARGET, '--launcher', 'pytorch'], 'a search runs in one process; omit --launcher'),
+        ([CONFIG, 'no.pth', *TARGET], 'no.pth is not a file; name a checkpoint'),
+        ([CONFIG, *TARGET, '--latency-table', 'no.json'], '--latency-table no.json is not a file'),
+        ([CONFIG, *TARGET, '--rank-only', '--resume'], 'has no use for --resume; omit it'),
+        (['semfpn_v2_s9', *TARGET], "Config 'semfpn_v2_s9' not found"),
+        ([CONFIG, *TARGET, '--cfg-options', 'model.backbone.type=ResNet'], 'is ResNet; allowed are'),
+    ],
+)
+def test_a_wrong_argument_ends_with_exit_code_2_before_anything_runs(argv, message, capsys):
+    assert exit_code(*argv) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_gpu_that_does_not_exist_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    assert exit_code(CONFIG, *TARGET, '--device', 'cuda') == 2
+    assert 'torch finds no CUDA GPU' in capsys.readouterr().err
+
+
+@pytest.fixture
+def passed(monkeypatch):
+    calls = []
+    monkeypatch.setattr(rank, 'run_rank', lambda *args: calls.append(('rank', *args)) or 0)
+    monkeypatch.setattr(run, 'run_prune', lambda *args: calls.append(('prune', *args)) or 0)
+    return calls
+
+
+def test_ranking_gets_config_options_and_budget_and_needs_no_weights(passed):
+    assert exit_code(CONFIG, *TARGET, '--target-params', '80%', '--rank-only') == 0
+    ((method, cfg, options, budget),) = passed
+    assert (method, cfg.model.backbone.init_cfg, options.size) == ('rank', None, (512, 512))
+    assert str(budget) == 'latency 20 ms, parameters 80% of the start'
+    assert options.command == f'mmplugin search {CONFIG} --target-latency 20ms --target-params 80% --rank-only'
+
+
+def test_pruning_is_the_default_and_small_images_get_their_own_size(passed, monkeypatch):
+    monkeypatch.setattr(command, 'config_from', lambda options: command_config())
+    assert exit_code(CONFIG, '--mini', '--target-latency', '60%', '--size', '64x96') == 0
+    assert exit_code(CONFIG, '--mini', '--target-latency', '60%') == 0
+    assert [(call[0], call[2].size) for call in passed] == [('prune', (64, 96)), ('prune', (160, 160))]
+
+
+def command_config():
+    from mmplugin.engine.config import load_config
+
+    return load_config(CONFIG)
