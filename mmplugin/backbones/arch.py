@@ -33,9 +33,14 @@ def is_listed(value: Any, count: int | None = None) -> bool:
     return isinstance(value, list | tuple) and count in (None, len(value))
 
 
+def is_positive(value: Any) -> bool:
+    """Return whether a value is a finite number above 0."""
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 < float(value) < math.inf
+
+
 def whole_product(ratio: Any, width: int) -> int | None:
     """Return ``ratio * width`` if that is a whole number of channels, else None."""
-    if not isinstance(ratio, Real) or isinstance(ratio, bool) or not math.isfinite(ratio):
+    if not is_positive(ratio):
         return None
     channels = round(float(ratio) * width)
     return channels if 1 <= channels <= MOST_CHANNELS and abs(float(ratio) * width - channels) < 1e-3 else None
@@ -124,8 +129,10 @@ class ArchChecker:
             place = f'{key}, stage {stage + 1}, block {j + 1},'
             if key == 'hidden' and not is_integer(value, 1, MOST_CHANNELS):
                 self.refuse(place, value, f'integers from 1 to {MOST_CHANNELS}')
-            elif key == 'ratios' and whole_product(value, width or 1) is None and width:
+            elif key == 'ratios' and width and whole_product(value, width) is None:
                 self.refuse(place, value, f'numbers above 0 whose product with the width {width} is a whole number')
+            elif key == 'ratios' and not is_positive(value):
+                self.refuse(place, value, 'numbers above 0')
 
 
 def hidden_channels(arch: Mapping[str, Any], default_ratio: int) -> tuple[tuple[int, ...], ...]:

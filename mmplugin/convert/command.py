@@ -10,6 +10,7 @@ from rich.console import Console
 from mmplugin.errors import UserError
 
 from . import checkpoint_io
+from .arch_file import read_arch
 from .conversion import OTHERS, Result, convert
 from .conversion_report import Report, build_backbone, make_report
 from .download import local_path
@@ -22,7 +23,11 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Convert a file and print a report."""
     args = _parser(prog).parse_args(argv)
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    check_arch(args.arch)
+    arch: str | dict | None = args.arch
+    if arch and args.arch.endswith('.json'):
+        arch = read_arch(args.arch)[1]
+    else:
+        check_arch(args.arch)
     checkpoint_io.check_target(args.dst, args.force)
     if args.whole and args.to != MMPLUGIN:
         raise UserError(
@@ -33,7 +38,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     try:
         source = local_path(args.src)
         checkpoint = checkpoint_io.read(source, args.trust)
-        result = convert(checkpoint, args.arch, ema=args.ema)
+        result = convert(checkpoint, arch, ema=args.ema)
     except UserError as error:
         raise UserError(f'{args.src}: {error}' if str(args.src) not in str(error) else str(error)) from error
     report, classifier = make_report(result, Path(args.src).name, checkpoint_io.sha256(source))
@@ -87,7 +92,10 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
         help='checkpoint of the authors, timm, mmpretrain or mmplugin: a file, URL, or hf-hub:NAME',
     )
     parser.add_argument('dst', metavar='DST', help='file to write')
-    parser.add_argument('--arch', help='expected variant: l1, s0, m4, ... (default: recognized from the weights)')
+    parser.add_argument(
+        '--arch',
+        help='expected variant: l1, s0, m4, ..., or a JSON file with an arch (default: recognized from the weights)',
+    )
     parser.add_argument(
         '--to', choices=(MMPLUGIN, 'timm', 'original'), default=MMPLUGIN, help='format of DST (default: %(default)s)'
     )

@@ -7,6 +7,7 @@ import torch
 
 from mmplugin.backbones import FAMILIES
 from mmplugin.convert import convert, load_pretrained
+from mmplugin.convert.arch_file import read_arch
 from mmplugin.convert.arch_of import arch_of
 from mmplugin.engine.weights import load_exactly
 from mmplugin.errors import UserError
@@ -117,3 +118,30 @@ def test_other_formats_need_an_arch_and_say_so():
         arch_of({'patch_embed.0.weight': torch.rand(8, 3, 3, 3)})
     with pytest.raises(UserError, match=r'other than that of mmplugin, pass its arch: --arch FILE\.json'):
         convert({'layer1.0.conv1.weight': torch.rand(8, 8, 1, 1)})
+
+
+def test_a_json_file_names_a_family_and_an_arch(tmp_path):
+    path = tmp_path / 'arch.json'
+    path.write_text(json.dumps(dict(type='EfficientFormerV2', arch=CUSTOM['v2'])))
+    assert read_arch(path) == ('v2', FAMILIES['v2'].explicit(CUSTOM['v2']))
+    path.write_text(json.dumps(CUSTOM['evit']))
+    assert read_arch(path)[0] == 'evit'
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('{', 'is not JSON'),
+        ('[1]', 'holds a list'),
+        ('[' * 100_000, 'is not JSON'),
+        ('{"widths": [8]}', 'no family can build this arch'),
+        ('{"type": "ResNet", "arch": {}}', 'expected a type of EfficientFormer, EfficientFormerV2'),
+        ('{"type": ["x"], "arch": {}}', 'expected a type of'),
+        ('{"type": "EfficientFormer", "arch": {"widths": 5}}', 'lacks'),
+    ],
+)
+def test_json_files_that_hold_no_arch_are_refused(text, message, tmp_path):
+    path = tmp_path / 'arch.json'
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_arch(path)

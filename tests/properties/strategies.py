@@ -23,12 +23,24 @@ def archs(draw: st.DrawFn, family: str | None = None) -> tuple[str, dict]:
         heads = draw(st.tuples(*[st.integers(1, 3)] * stages))
         widths = tuple(draw(st.integers(3, 4)) * 4 * count for count in heads)
         kernels = draw(st.lists(st.sampled_from((1, 3, 5)), min_size=max(heads), max_size=4).map(tuple))
-        return family, dict(widths=widths, depths=depths, heads=heads, kernels=kernels)
+        arch = dict(widths=widths, depths=depths, heads=heads, kernels=kernels)
+        optional = dict(
+            key_dims=st.tuples(*[st.integers(1, 8)] * stages),
+            merge_ratio=st.sampled_from((1, 2.5, (3, 1.5))),
+            downsample_hidden=st.tuples(*[st.tuples(st.integers(1, 9), st.integers(1, 9))] * (stages - 1)),
+            hidden=st.tuples(*[st.tuples(*[st.integers(1, 9)] * depth) for depth in depths]),
+        )
+        return family, arch | draw(st.fixed_dictionaries({}, optional=optional))
     widths = draw(st.tuples(*[st.sampled_from((4, 6, 8, 12))] * stages))
     arch = dict(widths=widths, depths=depths, attention_blocks=draw(st.integers(0, depths[-1])))
-    if family == 'v2':
-        arch['ratios'] = tuple(draw(st.tuples(*[st.integers(1, 4)] * depth)) for depth in depths)
-    return family, arch
+    key = draw(st.sampled_from(('ratios', 'hidden', None if family == 'v1' else 'ratios')))
+    if key:
+        number = st.sampled_from((1, 2, 3, 1.5)) if key == 'ratios' else st.integers(1, 20)
+        arch[key] = tuple(draw(st.tuples(*[number] * depth)) for depth in depths)
+    if family == 'v2' and draw(st.booleans()):
+        arch['attention_blocks'] = tuple(draw(st.integers(0, depth)) for depth in depths[2:])
+    optional = dict(key_dim=st.integers(1, 8), value_dim=st.integers(1, 8))
+    return family, arch | draw(st.fixed_dictionaries({}, optional=optional))
 
 
 def build_random(family: str, arch: str | dict, seed: int, **arguments) -> torch.nn.Module:
