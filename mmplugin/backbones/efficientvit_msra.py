@@ -231,7 +231,8 @@ class EfficientViTMSRA(DenseBackbone):
     MIT's EfficientViT, b0 to l3, is another network.
 
     Args:
-        arch: 'm0' to 'm5', or a dict with the keys of a row of ``ARCHS``.
+        arch: 'm0' to 'm5', or a dict with the keys of a row of ``ARCHS``; ``hidden`` or ``ratios``, ``key_dims``,
+            ``merge_ratio`` and ``downsample_hidden`` are optional (docs/backbones.md).
         attention_bias: Only 'offset': the authors' dense code computes the same.
 
     The other arguments are those of ``DenseBackbone``.
