@@ -184,8 +184,8 @@ class EfficientFormer(DenseBackbone):
     """EfficientFormer l1, l3, l7: strides 4, 8, 16, 32.
 
     Args:
-        arch: 'l1', 'l3', 'l7', or a dict with the keys of a row of ``ARCHS``; ``hidden`` or ``ratios``, ``key_dim`` and ``value_dim`` are
-            optional (docs/backbones.md).
+        arch: 'l1', 'l3', 'l7', or a dict with the keys of a row of ``ARCHS``; ``hidden`` or ``ratios``,
+            ``key_dim`` and ``value_dim`` are optional (docs/backbones.md).
         attention_bias: 'offset' resizes the pretrained table to the map; 'upstream' is the authors' dense computation.
         bias_grid: Side of the stride-32 map that the bias tables were trained at: 7 (224 px) by default; with
             'upstream' 25, as in the authors' COCO checkpoints (16 in those for ADE20K).

@@ -189,8 +189,8 @@ class EfficientFormerV2(DenseBackbone):
     """EfficientFormerV2 s0, s1, s2, l: strides 4, 8, 16, 32.
 
     Args:
-        arch: 's0', 's1', 's2', 'l', or a dict with the keys of a row of ``ARCHS``; ``key_dim`` and ``value_dim`` are optional,
-            ``hidden`` may stand for ``ratios`` (docs/backbones.md).
+        arch: 's0', 's1', 's2', 'l', or a dict with the keys of a row of ``ARCHS``; ``key_dim`` and
+            ``value_dim`` are optional, ``hidden`` may stand for ``ratios`` (docs/backbones.md).
         attention_bias: 'offset' resizes the pretrained table to the map; 'upstream' is the authors' dense computation.
         bias_grid: Side of the stride-32 map that the bias tables were trained at: 7 (224 px) by default; with
             'upstream' 25, as in the authors' COCO checkpoints (16 in those for ADE20K).
