@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import nn
 
+from mmplugin import stack
 from mmplugin.backbones import FAMILIES
 from mmplugin.benchmark.measure import (
     WARM_UP,
@@ -102,6 +103,7 @@ def measure(
     settings: Settings, sources: Mapping[str, Any], size: tuple[int, int], mode: str, show_progress: bool = True
 ) -> list[Row]:
     """Measure all networks in turn. Run this in a new process."""
+    stack.ignore_known_warnings()
     x = images(settings.batches[0], size, settings.device)
     columns = (TextColumn('{task.description}'), BarColumn(), TimeElapsedColumn())
     bar = Progress(*columns, console=Console(stderr=True), transient=True, disable=not show_progress)
