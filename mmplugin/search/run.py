@@ -70,9 +70,9 @@ class Search:
         recover = RECOVER if options.recover is None else options.recover
         settings = Settings(recover=recover, by_latency=options.by == 'latency')
         task = Task(self.cfg, options.images or IMAGES, options.seed, options.device)
+        table = self._table(task)  # first: a machine that is too busy is noticed before anything is trained
         first = self._start_(task, state)
         start_model = copy.deepcopy(task.model)
-        table = self._table(task)
         timing = Timing(
             batches=[options.batch], rounds=options.rounds, clock=options.clock, device=options.device,
             threads=options.threads,
@@ -102,7 +102,7 @@ class Search:
         """Load or train the start; return how many training batches that took."""
         checkpoint = self.options.checkpoint or self.cfg.get('load_from')
         if checkpoint:
-            content = checkpoint_io.read(checkpoint)
+            content = checkpoint_io.read(checkpoint, getattr(self.options, 'trust', False))
             weights.load_exactly(task.model, weights.state_dict_of(content, checkpoint), checkpoint)
             return 0
         path = self.folder / '.start.pth'
