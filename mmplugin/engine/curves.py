@@ -28,15 +28,23 @@ def read_scalars(work_dir: str | Path) -> tuple[list[dict], list[dict]]:
     return [training[step] for step in sorted(training)], [validation[step] for step in sorted(validation)]
 
 
-def _png(figure: plt.Figure) -> bytes:
+def png(figure: plt.Figure) -> bytes:
+    """Return a figure as a PNG, and close it."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format='png', dpi=110, transparent=True, bbox_inches='tight')
     plt.close(figure)
     return buffer.getvalue()
 
 
-def _axes(title: str, x_label: str) -> tuple[plt.Figure, plt.Axes]:
+def new_axes(title: str, x_label: str) -> tuple[plt.Figure, plt.Axes]:
+    """Return a figure with one plot, in the style of all curves."""
     figure, axes = plt.subplots(figsize=(6.4, 3.4))
+    style_(axes, title, x_label)
+    return figure, axes
+
+
+def style_(axes: plt.Axes, title: str, x_label: str) -> None:
+    """Give a plot the style of all curves."""
     axes.set_title(title, color=INK, fontsize=11, loc='left')
     axes.set_xlabel(x_label, color=INK)
     axes.tick_params(colors=INK)
@@ -44,10 +52,10 @@ def _axes(title: str, x_label: str) -> tuple[plt.Figure, plt.Axes]:
     for side, spine in axes.spines.items():
         spine.set_visible(side in ('left', 'bottom'))
         spine.set_color(INK)
-    return figure, axes
 
 
-def _legend(axes: plt.Axes) -> None:
+def add_legend(axes: plt.Axes) -> None:
+    """Add the names of all lines."""
     axes.legend(frameon=False, labelcolor=INK, fontsize=9)
 
 
@@ -55,15 +63,15 @@ def loss_curve(training: Sequence[dict]) -> bytes | None:
     """Plot all losses as a PNG; None for fewer than two records."""
     if len(training) < 2:
         return None
-    figure, axes = _axes('Loss', 'iteration')
+    figure, axes = new_axes('Loss', 'iteration')
     steps = [record['step'] for record in training]
     names = sorted({name for record in training for name in record if 'loss' in name}, key=lambda name: name != 'loss')
     for name in names:
         values = [record.get(name, np.nan) for record in training]
         axes.plot(steps, values, label=name, linewidth=2.2 if name == 'loss' else 1.1)
     axes.set_ylim(bottom=0)
-    _legend(axes)
-    return _png(figure)
+    add_legend(axes)
+    return png(figure)
 
 
 def metric_curve(validation: Sequence[dict], x_label: str) -> bytes | None:
@@ -77,13 +85,13 @@ def metric_curve(validation: Sequence[dict], x_label: str) -> bytes | None:
     points = {name: found for name, found in points.items() if found}
     if not points:
         return None
-    figure, axes = _axes('Validation', x_label)
+    figure, axes = new_axes('Validation', x_label)
     for name, found in points.items():
         axes.plot(*zip(*found, strict=True), marker='o', markersize=4, label=name.replace('mAP', 'AP'))
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _legend(axes)
-    return _png(figure)
+    add_legend(axes)
+    return png(figure)
 
 
 def confusion_plot(matrix: np.ndarray, classes: Sequence[str]) -> bytes:
@@ -103,4 +111,4 @@ def confusion_plot(matrix: np.ndarray, classes: Sequence[str]) -> bytes:
                 ink = 'white' if share[row, column] > 0.5 else 'black'
                 text = f'{100 * share[row, column]:.0f}'
                 axes.text(column, row, text, ha='center', va='center', fontsize=8, color=ink)
-    return _png(figure)
+    return png(figure)

@@ -1,6 +1,5 @@
 """``report.html``: a training run in one file, readable without a server or a network."""
 
-import base64
 import os
 import time
 from collections.abc import Iterable
@@ -9,7 +8,6 @@ from itertools import chain, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import jinja2
 import torch
 from mmengine.model import BaseModel, is_model_wrapper
 from mmengine.runner import Runner
@@ -17,6 +15,7 @@ from rich.console import Console
 
 from mmplugin import stack
 from mmplugin.engine import curves
+from mmplugin.engine.page import template
 from mmplugin.engine.result_tables import confusion_matrix, details, headline
 from mmplugin.errors import UserError
 from mmplugin.hooks.draw import draw_sample
@@ -51,14 +50,6 @@ def example_images(runner: Runner, model: BaseModel, batches: Iterable, count: i
         return [path.read_bytes() for path in paths if path.is_file()]  # none if the visualizer draws no samples
 
 
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters['base64'] = lambda data: base64.b64encode(data).decode()
-    return environment.get_template('report.html')
-
-
 def write_report(runner: Runner, seconds: float | None = None) -> Path:
     """Print the results of a training run, and write them with curves and images to ``report.html``.
 
@@ -85,7 +76,7 @@ def write_report(runner: Runner, seconds: float | None = None) -> Path:
         'loss': curves.loss_curve(training),
         'metrics': curves.metric_curve(validation, 'epoch' if 'max_epochs' in cfg.train_cfg else 'iteration'),
     }
-    page = _template().render(
+    page = template(Path(__file__).with_name('report.html')).render(
         title=Path(cfg.filename or runner.work_dir).stem,
         subtitles=subtitles,
         headline=result,
