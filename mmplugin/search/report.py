@@ -1,18 +1,27 @@
 """``report.html`` of a search: its path, what is kept by layer, and under which conditions it was measured."""
 
+import argparse
+import datetime
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from matplotlib import pyplot as plt
 from matplotlib.ticker import MaxNLocator
 
+from mmplugin.benchmark.results import size_text
+from mmplugin.benchmark.sizes import deployed_parameters
 from mmplugin.engine.curves import INK, add_legend, new_axes, png, style_
 from mmplugin.engine.page import template
 from mmplugin.files import atomic_write
+from mmplugin.search.budget import Budget, Figures
+from mmplugin.search.conditions import processor_name
+from mmplugin.search.result import Result
 from mmplugin.search.space import KINDS, kind_of, sizes_of
+from mmplugin.search.subnet import family_of
 from mmplugin.tables import Table
 
 COLOR, TARGET = '#4f46e5', '#ea580c'
@@ -64,6 +73,46 @@ def write_report(path: Path, report: SearchReport) -> None:
     )
     with atomic_write(path) as draft:
         draft.write_text(page, encoding='utf-8')
+
+
+def prune_report(result: Result, options: argparse.Namespace, budget: Budget) -> SearchReport:
+    """Return the report of a pruning.
+
+    Args:
+        result: What the search found.
+        options: Command line.
+        budget: Its shares are those of the start, the first record of the trace.
+    """
+    start, end = result.trace[0], result.trace[-1]
+    figures = Figures(start['measured'], 0, 0, 0)  # shares of the others are not shown
+    size = size_text(options.size)
+    backbone = result.model.backbone
+    return SearchReport(
+        title=Path(result.cfg.filename or 'search').stem,
+        summary=result.summary,
+        headline={
+            'ms': f'{end["measured"]:.1f}',
+            'ms, start': f'{start["measured"]:.1f}',
+            'loss': f'{end["loss"]:.3f}',
+            'loss, start': f'{start["loss"]:.3f}',
+            'M parameters of the backbone as deployed': f'{deployed_parameters(backbone) / 1e6:.2f}',
+        },
+        trace=result.trace,
+        target_ms=budget.of_start(figures).limits().get('latency_ms'),
+        kept=kept_by_layer(family_of(backbone), start['arch'], result.trace[1:]),
+        arch=result.arch,
+        command=getattr(options, 'command', ''),
+        conditions={
+            'date': datetime.date.today().isoformat(),
+            'machine': processor_name(options.device),
+            'latency of': f'the {options.of} at {size}, batch {options.batch}, {options.mode}',
+            'device': options.device,
+            'threads': str(options.threads or torch.get_num_threads()),
+            'torch': torch.__version__,
+            'clock': options.clock,
+            'seed': str(options.seed),
+        },
+    )
 
 
 def rounds_table(trace: Sequence[Mapping[str, Any]]) -> Table:

@@ -1,10 +1,15 @@
 """The report of a search: complete, in one file, with names of layers that do not shift."""
 
+import argparse
 import re
 from html.parser import HTMLParser
 
+from mmengine.config import Config
+
 from mmplugin.backbones import FAMILIES
-from mmplugin.search.report import SearchReport, kept_by_layer, rounds_table, write_report
+from mmplugin.search import Budget
+from mmplugin.search.report import SearchReport, kept_by_layer, prune_report, rounds_table, write_report
+from mmplugin.search.result import Result
 from mmplugin.search.space import sizes_of
 
 
@@ -84,3 +89,25 @@ def test_the_report_is_one_file_that_works_offline(tmp_path):
 def test_a_search_without_rounds_has_a_report(tmp_path):
     write_report(tmp_path / 'report.html', report(trace=TRACE[:1], target_ms=None, kept={}))
     assert (tmp_path / 'report.html').read_text().count('<img') == 1
+
+
+def test_the_report_of_a_pruning_has_its_target_and_its_conditions(tmp_path):
+    model = argparse.Namespace(backbone=FAMILIES['v2']('s0'))
+    result = Result(Config(dict(model=dict())), model, {}, 'a summary', TRACE)
+    options = argparse.Namespace(
+        size=(64, 96),
+        of='model',
+        batch=1,
+        mode='fused',
+        device='cpu',
+        threads=2,
+        clock='wall',
+        seed=3,
+        command='mmplugin',
+    )
+    made = prune_report(result, options, Budget(shares={'latency_ms': 0.75}))
+    assert (made.target_ms, made.headline['ms'], made.headline['loss, start']) == (15.0, '14.5', '1.000')
+    assert made.conditions['latency of'] == 'the model at 64x96, batch 1, fused'
+    assert made.kept['block.2'] == (5, 6)
+    write_report(tmp_path / 'report.html', made)
+    assert 'a summary' in (tmp_path / 'report.html').read_text()
