@@ -1,6 +1,6 @@
 """Find the network that fits a latency budget on the user's machine.
 
-``from mmplugin.search import Budget, LatencyTable, Space, subnet``. Names are imported on first use.
+``from mmplugin.search import Budget, LatencyTable, Space, search, subnet``. Names are imported on first use.
 """
 
 from importlib import import_module
@@ -11,6 +11,7 @@ _PLACES = {
     'Figures': 'budget',
     'LatencyTable': 'latency',
     'Space': 'space',
+    'search': 'run',
     'subnet': 'subnet',
 }
 

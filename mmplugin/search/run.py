@@ -38,6 +38,10 @@ IMAGES, RECOVER, START_STEPS = 64, 40, 150
 CLOSE = 0.05  # share of the target by which the measured latency may differ
 EXTRA_ROUNDS = 3  # after the prediction met the target, but the measurement did not
 TABLE = 'latency.json'
+DEFAULTS: dict[str, Any] = dict(
+    checkpoint=None, trust=False, of='model', recover=None, images=None, by='latency', resume=False, size=(512, 512),
+    batch=1, mode='fused', device='cpu', threads=None, rounds=10, clock='wall', latency_table=None,
+)  # fmt: skip
 
 
 class Search:
@@ -47,12 +51,21 @@ class Search:
         cfg: Config, adapted to its data.
         options: Command line.
         budget: What the result may cost.
+        table: Latency table; measured if it is None.
+        space: What may be removed; all that can be if it is None.
     """
 
     meter: type[Meter] = Meter  # tests replace it by one without a clock
 
-    def __init__(self, cfg: Config, options: argparse.Namespace, budget: Budget):
-        self.cfg, self.options, self.budget = cfg, options, budget
+    def __init__(
+        self,
+        cfg: Config,
+        options: argparse.Namespace,
+        budget: Budget,
+        table: LatencyTable | None = None,
+        space: Space | None = None,
+    ):
+        self.cfg, self.options, self.budget, self.table, self.space = cfg, options, budget, table, space
         self.folder = Path(cfg.work_dir)
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
         self.started = time.perf_counter()
@@ -89,6 +102,10 @@ class Search:
             table.predict, Space.below(table.conditions.family, self._arch(task)).start, start_ms, backbone_ms
         )
         pruner = Pruner(task, latency, settings)
+        if self.space:
+            if self.space.start != pruner.space.start:
+                raise UserError(f'the space starts from {self.space.start}, but the config from {pruner.space.start}')
+            pruner.space = self.space
         pruner.batches_used = first
         trace = [self._first(task, start)]
         if state:
@@ -102,7 +119,7 @@ class Search:
         """Load or train the start; return how many training batches that took."""
         checkpoint = self.options.checkpoint or self.cfg.get('load_from')
         if checkpoint:
-            content = checkpoint_io.read(checkpoint, getattr(self.options, 'trust', False))
+            content = checkpoint_io.read(checkpoint, self.options.trust)
             weights.load_exactly(task.model, weights.state_dict_of(content, checkpoint), checkpoint)
             return 0
         path = self.folder / '.start.pth'
@@ -123,6 +140,8 @@ class Search:
         return START_STEPS
 
     def _table(self, task: Task) -> LatencyTable:
+        if self.table:
+            return self.table
         options, family = self.options, family_of(task.model.backbone)
         own, conditions = self.folder / TABLE, dict(family=family, size=tuple(options.size), mode=options.mode)
         path = options.latency_table or (own if options.resume and own.is_file() else None)
@@ -252,6 +271,39 @@ class Search:
         trace = read_trace(self.folder / TRACE)[: state['rounds'] + 1]
         self.say(f'resumed after round {pruner.rounds}')
         return trace
+
+
+def search(
+    cfg: Config,
+    budget: Budget,
+    space: Space | None = None,
+    *,
+    table: LatencyTable | None = None,
+    seed: int = 0,
+    work_dir: str | Path = 'work_dirs/search',
+    **options: Any,
+) -> Result:
+    """Prune the network of a config until it meets a budget.
+
+    Args:
+        cfg: Config, adapted to its data; ``load_from`` names a trained model.
+        budget: What the result may cost.
+        space: What may be removed; all that can be by default.
+        table: Latency table; measured by default.
+        seed: Seed of the search.
+        work_dir: Folder of the result.
+        options: Options of ``mmplugin search``, such as ``size=(512, 512)``, ``recover=100`` or ``rounds=20``.
+    """
+    unknown = sorted(set(options) - set(DEFAULTS))
+    if unknown:
+        raise UserError(f'search() has no option {", ".join(unknown)}; allowed: {", ".join(DEFAULTS)}')
+    cfg = copy.deepcopy(cfg)
+    cfg.work_dir = str(prepare_folder(work_dir))
+    chosen = {**DEFAULTS, **options, 'seed': seed}
+    if table:
+        chosen['size'] = options.get('size') or table.conditions.size
+    with locked(cfg.work_dir):
+        return Search(cfg, argparse.Namespace(**chosen), budget, table, space).run()
 
 
 def run_prune(cfg: Config, options: argparse.Namespace, budget: Budget, report: Callable | None = None) -> int:

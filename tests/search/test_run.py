@@ -13,7 +13,8 @@ from mmplugin.convert import convert
 from mmplugin.convert.arch_of import arch_of
 from mmplugin.engine.runner import build_model
 from mmplugin.errors import UserError
-from mmplugin.search import run
+from mmplugin.search import Space, run
+from mmplugin.search import search as library_search
 from mmplugin.search.budget import Budget, Figures
 from mmplugin.search.costs import cost
 from mmplugin.search.latency import LatencyTable
@@ -59,10 +60,7 @@ class Clockless(run.Search):
 
 
 def options(**changes):
-    defaults = dict(
-        checkpoint=None, mini=True, of='model', recover=2, images=3, by='latency', seed=0, resume=False, size=SIZE,
-        batch=1, mode='fused', device='cpu', threads=None, rounds=2, clock='wall', latency_table=None,
-    )  # fmt: skip
+    defaults = {**run.DEFAULTS, **dict(mini=True, recover=2, images=3, seed=0, size=SIZE, rounds=2)}
     return argparse.Namespace(**{**defaults, **changes})
 
 
@@ -150,3 +148,20 @@ def test_budgets_that_are_met_or_cannot_be_met(tmp_path):
         search('v2', tmp_path, latency='100%')
     with pytest.raises(UserError, match=r'smallest network of this space takes .* neck and head alone take 1.0 ms'):
         search('v2', tmp_path, latency='1%')
+
+
+def test_the_library_call_measures_or_takes_a_table_and_saves(tmp_path):
+    cfg = Config.fromfile(tiny_config(CONFIGS['v2'], tmp_path))
+    table = LatencyTable.measure('v2', SIZE, around='s0', clock=part_ms('v2'))
+    space = Space.below('v2', 's0', ['width'])
+    options = dict(table=table, recover=0, images=3, rounds=2, of='backbone', work_dir=tmp_path / 'work')
+    result = library_search(cfg, Budget(shares={'latency_ms': 0.97}), space, **options)
+    assert result.arch['widths'] == [32, 48, 96, 176]
+    result.save(tmp_path / 'mine')
+    assert {path.name for path in (tmp_path / 'mine').iterdir()} == {
+        'arch.json', 'backbone.pth', 'config.py', 'trace.jsonl', 'whole.pth',
+    }  # fmt: skip
+    with pytest.raises(UserError, match=r'no option colour; allowed: checkpoint, '):
+        library_search(cfg, Budget(latency_ms=1.0), colour=1)
+    with pytest.raises(UserError, match='the space starts from'):
+        library_search(cfg, Budget(latency_ms=1.0), Space.below('v2', 's1'), **options)
