@@ -51,7 +51,9 @@ class Round:
     pruned_loss: float  # on the hold-out, before recovery
     loss: float  # after it
     actions: list[dict[str, Any]] = field(default_factory=list)
-    measured: float | None = None
+    measured: float | None = None  # milliseconds
+    params: float | None = None
+    macs: float | None = None
 
 
 def space_of(model: Any) -> Space:
@@ -97,6 +99,10 @@ class Pruner:
         self.start_cost = cost(self.space.start)
         self.rounds = 0
         self.batches_used = 0
+
+    def aim_(self, cost: Cost, start_cost: float) -> None:
+        """Set the cost that rounds reduce, and what the start costs."""
+        self.cost, self.start_cost = cost, start_cost
 
     @property
     def arch(self) -> dict[str, Any]:

@@ -6,8 +6,8 @@ import json
 import shlex
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,12 @@ from .budget import QUANTITIES, Budget, Figures
 from .latency import LatencyTable
 from .narrow import readers_of
 from .prune import Pruner, Round, Settings
-from .result import STATE, TRACE, Result, read_trace, write_json, write_trace
+from .report import prune_report, write_report
+from .result import STATE, TRACE, Result, read_trace, write_trace
 from .space import Space
 from .subnet import arguments_of, family_of
 from .task import Task
-from .whole import Meter, WholeLatency
+from .whole import Meter, ParameterCounter, WholeCount, WholeLatency, backbone_macs
 
 IMAGES, RECOVER, START_STEPS = 64, 40, 150
 CLOSE = 0.05  # share of the target by which the measured latency may differ
@@ -98,10 +99,8 @@ class Search:
         start = meter.figures(start_model, start_ms)
         budget = self.budget.of_start(start)
         self._check(budget, start)
-        latency = WholeLatency(
-            table.predict, Space.below(table.conditions.family, self._arch(task)).start, start_ms, backbone_ms
-        )
-        pruner = Pruner(task, latency, settings)
+        predictors = self._predictors(task, table, start, start_ms - backbone_ms)
+        pruner = Pruner(task, next(iter(predictors.values())), settings)
         if self.space:
             if self.space.start != pruner.space.start:
                 raise UserError(f'the space starts from {self.space.start}, but the config from {pruner.space.start}')
@@ -109,8 +108,29 @@ class Search:
         pruner.batches_used = first
         trace = [self._first(task, start)]
         if state:
-            trace = self._restore_(task, pruner, latency, state)
-        return self._rounds(task, pruner, latency, meter, budget, start, trace)
+            trace = self._restore_(task, pruner, predictors.get('latency_ms'), state)
+        return self._rounds(task, pruner, predictors, meter, budget, start, trace)
+
+    def _predictors(self, task: Task, table: LatencyTable | None, start: Figures, rest_ms: float) -> dict[str, Any]:
+        """Return functions from an arch to what the whole model costs, for each limit of the budget."""
+        backbone = task.model.backbone
+        family, arch = family_of(backbone), backbone.explicit(backbone.settings)
+        counts: dict[str, Any] = dict(
+            params=ParameterCounter(family),
+            macs=partial(backbone_macs, family, tuple(self.options.size)),
+        )
+        found: dict[str, Any] = {}
+        for name in self._names():
+            if name == 'latency_ms':
+                assert table is not None
+                found[name] = WholeLatency(table.predict, arch, start.latency_ms, start.latency_ms - rest_ms)
+            else:
+                found[name] = WholeCount(counts[name], arch, getattr(start, name))
+        return found
+
+    def _names(self) -> list[str]:
+        """Return the names of what the budget limits."""
+        return [name for name in QUANTITIES if getattr(self.budget, name) is not None or name in self.budget.shares]
 
     def _arch(self, task: Task) -> dict[str, Any]:
         return task.model.backbone.settings
@@ -139,8 +159,8 @@ class Search:
         checkpoint_io.write(path, dict(state_dict=task.model.state_dict()), force=True)
         return START_STEPS
 
-    def _table(self, task: Task) -> LatencyTable:
-        if self.table:
+    def _table(self, task: Task) -> LatencyTable | None:
+        if self.table or 'latency_ms' not in self._names():
             return self.table
         options, family = self.options, family_of(task.model.backbone)
         own, conditions = self.folder / TABLE, dict(family=family, size=tuple(options.size), mode=options.mode)
@@ -158,72 +178,96 @@ class Search:
 
     def _check(self, budget: Budget, start: Figures) -> None:
         limits = budget.limits()
+        if 'memory' in limits:
+            raise UserError('--method prune cannot aim at memory; use --target-latency, -params or -macs')
         if not budget.unmet(start):
             costs = ', '.join(f'{QUANTITIES[name].format(getattr(start, name))}' for name in limits)
             raise UserError(f'the budget ({budget}) is met already: the start has {costs}. Start from a larger network')
-        if set(limits) != {'latency_ms'}:
-            raise UserError('--method prune knows --target-latency only so far; omit the other targets')
 
     def _first(self, task: Task, start: Figures) -> dict[str, Any]:
         loss = task.score()
         self.say(f'start: {start.latency_ms:.1f} ms, {start.params / 1e6:.2f} M parameters, loss {loss:.4f}')
-        return dict(number=0, arch=task.model.backbone.explicit(self._arch(task)), loss=loss, measured=start.latency_ms)
+        arch = task.model.backbone.explicit(self._arch(task))
+        return dict(
+            number=0, arch=arch, loss=loss, measured=start.latency_ms, params=start.params, macs=start.macs
+        )  # fmt: skip
 
     def _rounds(
         self,
         task: Task,
         pruner: Pruner,
-        latency: WholeLatency,
+        predictors: dict[str, Any],
         meter: Meter,
         budget: Budget,
         start: Figures,
         trace: list[dict[str, Any]],
     ) -> Result:
-        target = budget.limits()['latency_ms']
-        smallest = pruner.smallest_cost()
-        if smallest > target * (1 + CLOSE):
-            raise UserError(
-                f'the smallest network of this space takes about {smallest:.1f} ms here, and the target is '
-                f'{target:.1f} ms: neck and head alone take {latency.rest:.1f} ms. Use a smaller --size, '
-                '--of backbone, or a config with a smaller head'
-            )
-        extra = 0
-        while trace[-1]['measured'] > target * (1 + CLOSE / 2) and extra <= EXTRA_ROUNDS:
-            record = pruner.round(target)
+        limits, extra = budget.limits(), 0
+        for name, predict in predictors.items():
+            self._check_reachable(name, predict, pruner.space.smallest(), limits[name])
+        while (goal := self._goal(trace[-1], limits)) and extra <= EXTRA_ROUNDS:
+            pruner.aim_(predictors[goal], getattr(start, goal))
+            record = pruner.round(limits[goal])
+            extra += record.cost <= limits[goal]
             record.measured = start.latency_ms * meter.ratio(task.model)
-            extra += record.cost <= target
-            latency.correct(pruner.arch, record.measured)
+            figures = meter.figures(task.model, record.measured)
+            record.params, record.macs = figures.params, figures.macs
+            if 'latency_ms' in predictors:
+                predictors['latency_ms'].correct(pruner.arch, record.measured)
             trace.append(asdict(record))
-            self._save_state(task, pruner, latency, trace)
-            self.say(self._line(record, target))
+            self._save_state(task, pruner, predictors.get('latency_ms'), trace)
+            self.say(self._line(record, goal, limits[goal]))
         figures = meter.figures(task.model, trace[-1]['measured'])
         result = Result(
-            self.cfg, task.model, task.dataset.metainfo, self._summary(figures, start, target, trace), trace
+            self.cfg, task.model, task.dataset.metainfo, self._summary(figures, start, limits, trace), trace
         )
         result.save(self.folder)
         return result
 
     @staticmethod
-    def _line(record: Round, target: float) -> str:
+    def _goal(last: dict[str, Any], limits: dict[str, float]) -> str | None:
+        """Return the first limit that is not met. A latency may exceed it by less than it varies."""
+        own = dict(last, latency_ms=last['measured'] / (1 + CLOSE / 2))
+        return next((name for name, limit in limits.items() if own[name] > limit), None)
+
+    def _check_reachable(self, name: str, predict: Any, smallest: dict[str, Any], limit: float) -> None:
+        least, quantity = predict(smallest), QUANTITIES[name]
+        if least > limit * (1 + CLOSE):
+            raise UserError(
+                f'the smallest network of this space takes about {quantity.format(least)} of {quantity.name} here, and '
+                f'the target is {quantity.format(limit)}: neck and head alone take {quantity.format(predict.rest)}. '
+                'Use a smaller --size, --of backbone, or a config with a smaller head'
+            )
+
+    @staticmethod
+    def _line(record: Round, goal: str, limit: float) -> str:
+        text = QUANTITIES[goal].format
+        own: Any = record.measured if goal == 'latency_ms' else getattr(record, goal)
         return (
             f'round {record.number}: {len(record.actions)} groups removed, loss {record.pruned_loss:.4f}, after '
-            f'recovery {record.loss:.4f}; {record.cost:.1f} ms predicted, {record.measured:.1f} ms measured, target '
-            f'{target:.1f} ms'
+            f'recovery {record.loss:.4f}; {text(record.cost)} predicted, {text(own)} measured, target {text(limit)}'
         )
 
-    def _summary(self, figures: Figures, start: Figures, target: float, trace: list[dict[str, Any]]) -> str:
-        missed = '' if abs(figures.latency_ms / target - 1) <= CLOSE else ' MISSED by more than 5 %:'
+    @staticmethod
+    def _summary(figures: Figures, start: Figures, limits: dict[str, float], trace: list[dict[str, Any]]) -> str:
+        parts = []
+        for name, limit in limits.items():
+            value, text = getattr(figures, name), QUANTITIES[name].format
+            missed = value > limit * (1 + CLOSE)
+            parts.append(f'{text(value)} of {text(limit)} (measured){" MISSED" if missed else ""}')
         return (
-            f'{missed} {figures.latency_ms:.1f} ms of {target:.1f} ms (measured), {figures.params / 1e6:.2f} M '
-            f'parameters, loss {trace[-1]["loss"]:.3f}; the start has {start.latency_ms:.1f} ms, '
-            f'{start.params / 1e6:.2f} M and {trace[0]["loss"]:.3f}.'
-        ).strip()
+            f'{", ".join(parts)}; {figures.params / 1e6:.2f} M parameters, loss {trace[-1]["loss"]:.3f}. The start has '
+            f'{start.latency_ms:.1f} ms, {start.params / 1e6:.2f} M and {trace[0]["loss"]:.3f}.'
+        )
 
-    def _save_state(self, task: Task, pruner: Pruner, latency: WholeLatency, trace: list[dict[str, Any]]) -> None:
+    def _save_state(
+        self, task: Task, pruner: Pruner, latency: WholeLatency | None, trace: list[dict[str, Any]]
+    ) -> None:
         write_trace(self.folder / TRACE, trace)
         content = dict(
             state_dict=task.model.state_dict(), arch=json.dumps(pruner.arch), rounds=pruner.rounds,
-            batches_used=pruner.batches_used, factor=latency.factor, rest=latency.rest, identity=self._identity(),
+            batches_used=pruner.batches_used, latency=[latency.factor, latency.rest] if latency else [],
+            identity=self._identity(),
         )  # fmt: skip
         checkpoint_io.write(self.folder / STATE, content, force=True)
 
@@ -252,7 +296,7 @@ class Search:
         return content
 
     def _restore_(
-        self, task: Task, pruner: Pruner, latency: WholeLatency, state: dict[str, Any]
+        self, task: Task, pruner: Pruner, latency: WholeLatency | None, state: dict[str, Any]
     ) -> list[dict[str, Any]]:
         """Continue after the last complete round."""
         arch = json.loads(state['arch'])
@@ -267,7 +311,8 @@ class Search:
         model.load_state_dict(state['state_dict'])
         pruner.space = pruner.space.at(arch)
         pruner.rounds, pruner.batches_used = state['rounds'], state['batches_used']
-        latency.factor, latency.rest = state['factor'], state['rest']
+        if latency:
+            latency.factor, latency.rest = state['latency']
         trace = read_trace(self.folder / TRACE)[: state['rounds'] + 1]
         self.say(f'resumed after round {pruner.rounds}')
         return trace
@@ -306,7 +351,7 @@ def search(
         return Search(cfg, argparse.Namespace(**chosen), budget, table, space).run()
 
 
-def run_prune(cfg: Config, options: argparse.Namespace, budget: Budget, report: Callable | None = None) -> int:
+def run_prune(cfg: Config, options: argparse.Namespace, budget: Budget) -> int:
     """Run the command."""
     folder = prepare_folder(cfg.work_dir)
     with locked(folder):
@@ -315,7 +360,7 @@ def run_prune(cfg: Config, options: argparse.Namespace, budget: Budget, report: 
                 (folder / name).unlink(missing_ok=True)
         search = Search(cfg, options, budget)
         result = search.run()
-        write_json(folder / 'summary.json', dict(summary=result.summary))
+        write_report(folder / 'report.html', prune_report(result, options, budget))
         for name in (STATE, '.start.pth'):
             (folder / name).unlink(missing_ok=True)
     console, mini = Console(highlight=False, soft_wrap=True), ' --mini' if options.mini else ''

@@ -2,18 +2,21 @@
 
 import copy
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mmplugin.backbones import FAMILIES
 from mmplugin.benchmark.measure import Settings, allocated_peak, interleave
 from mmplugin.benchmark.sizes import deployed_parameters, multiply_adds
 from mmplugin.benchmark.subjects import apply_mode_, from_backbone, from_model
 
 from .budget import Figures
+from .costs import cost
+from .parts import Part, boundaries, parts_of
 
 Predict = Callable[[dict[str, Any]], float]  # an explicit arch to milliseconds of the backbone
 
@@ -95,3 +98,50 @@ class WholeLatency:
     def correct(self, arch: dict[str, Any], measured: float) -> None:
         """Take the factor from a measured network."""
         self.factor = max(measured - self.rest, 0.1 * measured) / self.predict(arch)
+
+
+class WholeCount:
+    """Parameters or multiply-adds of the whole model: those of the backbone are counted, the rest stays as it is.
+
+    Args:
+        of_backbone: Count of a backbone.
+        start: Explicit arch of the start.
+        whole: Count of the whole start.
+    """
+
+    def __init__(self, of_backbone: Predict, start: dict[str, Any], whole: float):
+        self.of_backbone, self.rest = of_backbone, whole - of_backbone(start)
+
+    def __call__(self, arch: dict[str, Any]) -> float:
+        """Return the count."""
+        return self.rest + self.of_backbone(arch)
+
+
+class ParameterCounter:
+    """Counts the parameters of backbones as deployed. The counts of parts are remembered, as building takes time."""
+
+    def __init__(self, family: str):
+        self.family, self.known = family, dict[Part, int]()
+
+    def __call__(self, arch: dict[str, Any]) -> float:
+        """Return the number of parameters of a backbone."""
+        parts = parts_of(self.family, arch)
+        if not self.known.keys() >= set(parts):
+            self._learn(arch)
+        return float(sum(self.known[part] for part in parts))
+
+    def _learn(self, arch: dict[str, Any]) -> None:
+        cls: Any = FAMILIES[self.family]
+        with torch.device('meta'):
+            backbone = cls(arch).fuse()
+        starts = {id(module): i for i, (_, module) in enumerate(boundaries(backbone))}
+        parts, counts, current = parts_of(self.family, arch), [0] * len(starts), 0
+        for module in backbone.modules():  # in the order in which they run
+            current = starts.get(id(module), current)
+            counts[current] += sum(parameter.numel() for parameter in module.parameters(recurse=False))
+        self.known.update(zip(parts, counts, strict=True))
+
+
+def backbone_macs(family: str, size: Sequence[int], arch: dict[str, Any]) -> float:
+    """Return the multiply-adds of a backbone for one image."""
+    return float(sum(cost(family, part, size)[0] for part in parts_of(family, arch)))

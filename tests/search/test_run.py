@@ -8,6 +8,7 @@ import torch
 from mmengine.config import Config
 from tiny_training import last_weights, run_training, tiny_config
 
+from mmplugin.backbones import FAMILIES
 from mmplugin.benchmark.sizes import deployed_parameters
 from mmplugin.convert import convert
 from mmplugin.convert.arch_of import arch_of
@@ -20,6 +21,7 @@ from mmplugin.search.costs import cost
 from mmplugin.search.latency import LatencyTable
 from mmplugin.search.parts import parts_of
 from mmplugin.search.subnet import family_of
+from mmplugin.search.whole import ParameterCounter, backbone_macs
 
 CONFIGS = {'v2': 'retinanet_v2_s0', 'evit': 'maskrcnn_evit_m0', 'v1': 'semfpn_v1_l1'}
 SIZE = (64, 96)
@@ -48,7 +50,9 @@ class Ruler:
         return self.ms(model) / self.start
 
     def figures(self, model, latency_ms):
-        return Figures(latency_ms, deployed_parameters(model), 0, 0)
+        family = family_of(model.backbone)
+        macs = backbone_macs(family, SIZE, model.backbone.explicit(model.backbone.settings))
+        return Figures(latency_ms, deployed_parameters(model), macs, 0)
 
 
 class Clockless(run.Search):
@@ -146,8 +150,21 @@ def test_a_search_resumes_only_with_its_own_options(tmp_path, monkeypatch):
 def test_budgets_that_are_met_or_cannot_be_met(tmp_path):
     with pytest.raises(UserError, match=r'is met already: the start has .* ms'):
         search('v2', tmp_path, latency='100%')
-    with pytest.raises(UserError, match=r'smallest network of this space takes .* neck and head alone take 1.0 ms'):
+    with pytest.raises(UserError, match=r'smallest network of this space takes .* neck and head alone take 1 ms'):
         search('v2', tmp_path, latency='1%')
+
+
+def test_parameters_and_multiply_adds_are_targets_too(tmp_path):
+    folder = tmp_path / 'work'
+    folder.mkdir()
+    cfg = Config.fromfile(tiny_config(CONFIGS['v2'], tmp_path))
+    cfg.work_dir = str(folder)
+    budget = Budget.from_options(params='85%', macs='90%')
+    trace = Clockless(cfg, options(recover=0), budget).run().trace
+    assert trace[-1]['params'] <= 0.85 * trace[0]['params']
+    assert trace[-1]['macs'] <= 0.9 * trace[0]['macs']
+    with pytest.raises(UserError, match='cannot aim at memory'):
+        Clockless(cfg, options(recover=0), Budget(memory=1.0)).run()
 
 
 def test_the_library_call_measures_or_takes_a_table_and_saves(tmp_path):
@@ -165,3 +182,12 @@ def test_the_library_call_measures_or_takes_a_table_and_saves(tmp_path):
         library_search(cfg, Budget(latency_ms=1.0), colour=1)
     with pytest.raises(UserError, match='the space starts from'):
         library_search(cfg, Budget(latency_ms=1.0), Space.below('v2', 's1'), **options)
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_parameters_by_part_are_those_of_the_fused_backbone(family):
+    counter, space = ParameterCounter(family), Space.below(family, next(iter(FAMILIES[family].ARCHS)))
+    for arch in (space.start, space.smallest()):
+        with torch.device('meta'):
+            backbone = FAMILIES[family](arch)
+        assert counter(arch) == deployed_parameters(backbone)
