@@ -1,12 +1,23 @@
-"""Files that appear complete or not at all."""
+"""Files that appear complete or not at all, and files that can be read without waiting."""
 
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mmengine.fileio import LocalBackend
+
+from mmplugin.errors import UserError
+
+KINDS = {
+    stat.S_IFDIR: 'folder',
+    stat.S_IFIFO: 'named pipe',
+    stat.S_IFSOCK: 'socket',
+    stat.S_IFCHR: 'device',
+    stat.S_IFBLK: 'device',
+}
 
 
 @contextmanager
@@ -26,6 +37,14 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # a folder that vanished holds no temporary file either
             draft.unlink(missing_ok=True)
+
+
+def require_file(path: str | Path) -> os.stat_result:
+    """Return the status of a regular file; a ``UserError`` refuses others: pipes let a reader wait for ever."""
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f'{path} is a {KINDS.get(stat.S_IFMT(status.st_mode), "special file")}, not a regular file')
+    return status
 
 
 def reason(error: OSError) -> str:

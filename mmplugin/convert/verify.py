@@ -10,6 +10,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from mmplugin.errors import UserError
+from mmplugin.image_files import check_image
 from mmplugin.tables import Table, show
 
 from .classifier import Classifier
@@ -86,6 +87,7 @@ def _read(path: Path) -> Tensor:
     import cv2
     import numpy as np
 
+    check_image(path)
     image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
     if image is None:
         raise UserError(f'--verify: {path} is not an image, or damaged')

@@ -15,14 +15,16 @@ from typing import Any
 
 import numpy as np
 from mmengine.config import Config
-from PIL import Image, ImageOps
+from PIL import ImageOps
 
 from mmplugin.config_edits import dicts
+from mmplugin.files import require_file
 from mmplugin.findings import ERROR, NOTE, WARNING, Finding
+from mmplugin.image_files import UNREADABLE, open_image
 from mmplugin.text import some
 
 from .rle import LARGEST_COORDINATE, polygon_problem, rle_problem
-from .splits import FORMATS, Split, check_classes, check_overlap, distinct, map_in_threads, sample, splits
+from .splits import Split, check_classes, check_overlap, distinct, map_in_threads, sample, splits
 
 LISTS = ('images', 'annotations', 'categories')
 # What refers to entries, and serves as a key of a dict in mmdet and pycocotools.
@@ -105,11 +107,12 @@ def _reads_coco(split: Split) -> bool:
 def _read(path: Path, split: Split) -> dict | Finding:
     """Return the content of a COCO file, or what is wrong with it."""
     key = f'{split.key}.ann_file'
-    if not path.is_file():
+    if not path.exists():
         root = split.config.get('data_root') or 'the current folder'
         fix = f"{key}='<an existing file in {root}>', or --data-root FOLDER for your own data"
         return Finding(ERROR, f'no such file: {path}', key, fix)
     try:
+        require_file(path)
         content = json.loads(path.read_bytes())
     except (ValueError, OSError, RecursionError) as error:
         return Finding(ERROR, f'not readable as JSON: {error}', str(path), 'export the file again')
@@ -288,14 +291,11 @@ def _locate(paths: Iterable[str]) -> tuple[list[str], list[str], list[str]]:
 
 def _open_image(path: str) -> tuple[str, str, tuple[int, int]]:
     """Return the path, what is wrong with the image, and its size as OpenCV reads it."""
-    if not os.path.isfile(path):  # opening a pipe would wait for ever
-        return path, 'not a regular file', (0, 0)
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with open_image(path) as image:
             image.load()
             return path, '', ImageOps.exif_transpose(image).size
-    # Pillow raises SyntaxError for broken PNG.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         return path, str(error).replace(path, os.path.basename(path)) or type(error).__name__, (0, 0)
 
 

@@ -11,9 +11,10 @@ from mmengine.config import Config
 from PIL import Image
 
 from mmplugin.findings import ERROR, NOTE, WARNING, Finding
+from mmplugin.image_files import MOST_MASK_PIXELS, UNREADABLE, open_image
 from mmplugin.text import some
 
-from .splits import FORMATS, Split, check_classes, check_overlap, distinct, map_in_threads, sample, splits
+from .splits import Split, check_classes, check_overlap, distinct, map_in_threads, sample, splits
 
 IGNORED = 255
 ORIENTATION, QUARTER_TURNS = 0x0112, (5, 6, 7, 8)  # of EXIF
@@ -113,7 +114,8 @@ def _find_pairs(split: Split) -> tuple[list[tuple[Path, Path]], list[Finding]]:
         if not listing.is_file():
             key = f'{split.key}.ann_file'
             fix = f"{key}='' to use all images in the folder"
-            return [], [Finding(ERROR, f'no such file: {listing}', key, fix)]
+            problem = 'not a regular file' if listing.exists() else 'no such file'
+            return [], [Finding(ERROR, f'{problem}: {listing}', key, fix)]
         wanted = {line.strip() for line in listing.read_text(encoding='utf-8').splitlines() if line.strip()}
         missing = sorted(wanted - images.names)
         if missing:
@@ -144,7 +146,7 @@ def _upright(image: Image.Image) -> tuple[int, int]:
 def _read(pair: tuple[Path, Path]) -> _Mask:
     image_path, path = pair
     try:
-        with Image.open(image_path, formats=FORMATS) as image, Image.open(path, formats=FORMATS) as opened:
+        with open_image(image_path) as image, open_image(path, MOST_MASK_PIXELS) as opened:
             pixels = np.asarray(opened)
             channels = 1 if pixels.ndim == 2 else pixels.shape[2]
             if channels > 1:
@@ -155,8 +157,7 @@ def _read(pair: tuple[Path, Path]) -> _Mask:
             else:
                 values = np.unique(pixels.astype(np.int64)).tolist()
             return _Mask(path, '', opened.mode, channels, opened.size, _upright(image), tuple(values))
-    # Pillow raises SyntaxError for broken PNG.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         return _Mask(path, str(error) or type(error).__name__)
 
 

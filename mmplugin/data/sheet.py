@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from mmplugin import stack
 from mmplugin.config_edits import is_segmentation
 from mmplugin.data.layouts.numbering import IGNORED
+from mmplugin.data.load_errors import name_files_in_errors_
 from mmplugin.data.splits import sample, splits
 from mmplugin.errors import UserError
 from mmplugin.palette import palette
@@ -66,7 +67,9 @@ def _dataset(cfg: Config, settings: dict[str, Any]) -> Any:
     pipeline = [step for step in settings['pipeline'] if str(step['type']).rpartition('.')[2] in LOADING]
     silent = redirect_stdout(StringIO())  # pycocotools prints
     with silent, DefaultScope.overwrite_default_scope(scope):
-        return import_module(f'{scope}.registry').DATASETS.build({**settings, 'pipeline': pipeline})
+        dataset = import_module(f'{scope}.registry').DATASETS.build({**settings, 'pipeline': pipeline})
+    name_files_in_errors_(dataset)
+    return dataset
 
 
 def _draw(loaded: dict[str, Any], classes: list[str], colors: list[tuple[int, int, int]]) -> Image.Image:

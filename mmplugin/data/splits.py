@@ -17,8 +17,6 @@ from mmplugin.config_edits import is_segmentation
 from mmplugin.findings import ERROR, WARNING, Finding
 from mmplugin.text import some
 
-# Image formats that OpenCV reads, too. For some others, Pillow starts programs, such as Ghostscript.
-FORMATS = ('JPEG', 'PNG', 'BMP', 'TIFF', 'WEBP', 'PPM', 'GIF', 'JPEG2000')
 SAMPLE = 16  # files per split that the fast check opens
 PROGRESS_BAR_FROM = 500  # files
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from mmplugin.data.layouts.tree import IMAGE_SUFFIXES
 from mmplugin.errors import UserError
+from mmplugin.files import require_file
 
 IMAGE, VIDEO, CAMERA = 'image', 'video', 'camera'
 VIDEO_SUFFIXES = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg', '.wmv', '.3gp', '.ogv', '.flv')
@@ -116,6 +117,8 @@ class Video:
 
     def __init__(self, source: Source):
         self.source = source
+        if source.kind == VIDEO:
+            require_file(source.path)
         self._first: np.ndarray | None
         os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')  # its messages do not name the file
         level = cv2.getLogLevel()

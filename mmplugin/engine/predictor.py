@@ -24,7 +24,8 @@ from mmplugin.engine.prediction import Prediction
 from mmplugin.engine.resume import find_last_checkpoint
 from mmplugin.engine.runner import build_model
 from mmplugin.errors import UserError
-from mmplugin.files import reason
+from mmplugin.files import reason, require_file
+from mmplugin.image_files import check_image
 from mmplugin.memory import release_freed_memory
 from mmplugin.palette import palette
 from mmplugin.text import printable
@@ -174,8 +175,9 @@ class Predictor:
         if not file.exists():
             raise UserError(f'{path} does not exist')
         try:
-            if file.stat().st_size == 0:
+            if require_file(file).st_size == 0:
                 raise UserError(f'{path} is empty')
+            check_image(file)
             return self._load(dict(img_path=str(file)))['img']
         except UserError:
             raise

@@ -23,8 +23,8 @@ from torch.utils.data import DataLoader
 from mmplugin import stack
 from mmplugin.config_edits import detailed_evaluators, is_segmentation, replace_sync_norms_
 from mmplugin.cpu_threads import allowed_cores, limit_threads
+from mmplugin.data.load_errors import empty_dataset_is_named, name_files_in_errors_, require_annotation_files
 from mmplugin.engine import weights
-from mmplugin.engine.load_errors import empty_dataset_is_named, name_files_in_errors_
 from mmplugin.engine.resume import check_optimizer, check_resumable
 from mmplugin.engine.strides import check_strides
 from mmplugin.errors import UserError
@@ -128,6 +128,7 @@ class CommandRunner(Runner):
     @staticmethod
     def build_dataloader(dataloader: Any, *args, **kwargs) -> DataLoader:
         """Build a data loader without prints, whose errors name the file, and whose workers leave signals to us."""
+        require_annotation_files(dataloader)
         with _prints_to_log(), empty_dataset_is_named(dataloader):
             loader = Runner.build_dataloader(dataloader, *args, **kwargs)
         name_files_in_errors_(loader.dataset)
@@ -136,6 +137,7 @@ class CommandRunner(Runner):
 
     def build_evaluator(self, evaluator: dict | list | Evaluator) -> Evaluator:
         """Build the metrics of a config, or what replaces them."""
+        require_annotation_files(evaluator)
         with _prints_to_log():
             if isinstance(evaluator, Evaluator) or 'metrics' in evaluator:  # an evaluator of the user's own type
                 return super().build_evaluator(evaluator)

@@ -10,6 +10,7 @@ from mmengine.config import Config
 
 from mmplugin.config_edits import is_segmentation
 from mmplugin.errors import UserError
+from mmplugin.files import require_file
 
 WARM_UP_SHARE = 0.1  # of a training, at most
 LARGEST_FILE = 50e6  # bytes; larger annotations are not read only to count their images
@@ -151,7 +152,7 @@ def train_images(cfg: Config) -> int | None:
 
 def _listed_images(path: Path) -> int | None:
     try:
-        if path.stat().st_size > LARGEST_FILE:
+        if require_file(path).st_size > LARGEST_FILE:
             return None
         text = path.read_text(encoding='utf-8')
         found: Any = json.loads(text)['images'] if path.suffix == '.json' else text.split('\n')

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmplugin.config_edits import is_segmentation
+from mmplugin.data.load_errors import name_files_in_errors_
 from mmplugin.data.seeded_sampler import combine_seeds, seed_everything
-from mmplugin.engine.load_errors import name_files_in_errors_
 from mmplugin.engine.runner import build_model
 from mmplugin.errors import UserError
 

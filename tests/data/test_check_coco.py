@@ -469,5 +469,5 @@ def test_a_pipe_and_a_postscript_file_in_place_of_images_are_reported_and_not_re
     os.mkfifo(first)
     second.write_bytes(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n')
     (problem,) = [finding.problem for finding in broken.findings() if 'unreadable images' in finding.problem]
-    assert f'{first} (not a regular file)' in problem
+    assert f'{first} ({first.name} is a named pipe, not a regular file)' in problem
     assert f'{second} (cannot identify image file' in problem

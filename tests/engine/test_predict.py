@@ -305,11 +305,15 @@ def test_a_result_selects_names_and_draws(detector, segmentor, images):
 def test_a_folder_with_unreadable_images_is_predicted(run, detector, images, tmp_path, capsys):
     (images / 'bad.jpg').write_bytes(b'no image')
     (images / 'empty.png').touch()
+    os.mkfifo(images / 'pipe.jpg')
+    (images / 'large.png').write_bytes(b'P6 50000 50000 255\n')  # the content counts, not the suffix
     assert run('det', images, '--out-dir', tmp_path / 'out') == 0
     said = capsys.readouterr().out
     assert '3 images in' in said
-    assert 'Not read: 2' in said
+    assert 'Not read: 4' in said
     assert f'{images / "bad.jpg"} is not an image' in said
+    assert f'{images / "pipe.jpg"} is a named pipe, not a regular file' in said
+    assert f'{images / "large.png"} has 50000x50000 pixels' in said
     names = {path.relative_to(tmp_path / 'out').as_posix() for path in (tmp_path / 'out').rglob('*') if path.is_file()}
     assert names == {'predictions.json', 'a.jpg', 'deeper/b.jpg', 'deeper/c.jpg'}
     coco = COCO(tmp_path / 'out/predictions.json')

@@ -8,7 +8,7 @@ import pytest
 from mmengine.dataset import BaseDataset
 from torch.utils.data import DataLoader
 
-from mmplugin.engine.load_errors import name_files_in_errors_
+from mmplugin.data.load_errors import name_files_in_errors_
 from mmplugin.errors import UserError, message_of
 
 

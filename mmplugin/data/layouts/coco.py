@@ -12,6 +12,7 @@ from mmplugin.data.layouts.partition import SPLIT_NAMES
 from mmplugin.data.layouts.records import Object, Reading, Record, box_around, finite
 from mmplugin.data.layouts.tree import Tree, parent, read_text
 from mmplugin.errors import UserError
+from mmplugin.files import require_file
 from mmplugin.text import some
 
 ANNOTATIONS = ('annotations/{0}.json', 'annotations/instances_{0}.json', '{0}/_annotations.coco.json', '{0}.json')
@@ -49,7 +50,7 @@ def find(tree: Tree) -> list[str]:
 def _has_keys(path: Path, keys: Sequence[bytes]) -> bool:
     """Return whether a JSON file has all keys; it is searched, but not parsed."""
     try:
-        if path.stat().st_size > LARGE:
+        if require_file(path).st_size > LARGE:
             return keys == KEYS
         with path.open('rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return all(content.find(key) >= 0 for key in keys)

@@ -13,6 +13,7 @@ from mmplugin.data.layouts.partition import SPLIT_NAMES, by_lists
 from mmplugin.data.layouts.tree import Tree
 from mmplugin.data.splits import map_in_threads
 from mmplugin.errors import UserError
+from mmplugin.image_files import MOST_MASK_PIXELS, UNREADABLE, open_image
 from mmplugin.text import some
 
 IMAGE_FOLDERS = ('images', 'image', 'imgs', 'img', 'JPEGImages')
@@ -166,7 +167,7 @@ def read_mask(path: Path, color: bool | None = None) -> Mask:
             or if all channels are equal.
     """
     try:
-        with Image.open(path) as opened:
+        with open_image(path, MOST_MASK_PIXELS) as opened:
             plain = opened.mode in ('L', 'P')
             image: Image.Image = opened
             if opened.mode in ('RGBA', 'LA', 'PA'):  # opacity is not a label
@@ -174,8 +175,9 @@ def read_mask(path: Path, color: bool | None = None) -> Mask:
             elif opened.mode == 'P' and color:
                 image = opened.convert('RGB')
             pixels = np.asarray(image)
-    # Pillow raises SyntaxError for broken PNG.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f'{path} is not a readable mask ({error}); replace it') from error
     if pixels.ndim == 3 and pixels.shape[2] == 3:
         if color or not (pixels[..., :1] == pixels[..., 1:]).all():

@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from mmplugin.data.splits import map_in_threads
 from mmplugin.errors import UserError
+from mmplugin.image_files import UNREADABLE, open_image
 from mmplugin.text import some
 
 EXIF_ORIENTATION, FIRST_ROTATED = 274, 5  # orientations from 5 swap width and height
@@ -100,11 +99,12 @@ def finite(value: Any) -> float:
 def image_size(path: Path) -> tuple[int, int]:
     """Return width and height as training sees the image, i.e. after the rotation that its EXIF data ask for."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             width, height = image.size
             rotated = image.getexif().get(EXIF_ORIENTATION, 1) >= FIRST_ROTATED
-    # Pillow raises SyntaxError for broken PNG.
-    except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f'{path} is not a readable image ({error}); replace or remove it') from error
     return (height, width) if rotated else (width, height)
 

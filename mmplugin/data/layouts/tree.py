@@ -7,6 +7,7 @@ from hashlib import sha256
 from pathlib import Path, PurePosixPath
 
 from mmplugin.errors import UserError
+from mmplugin.files import require_file
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 RESULTS = 'work_dirs'  # default parent of work folders, which may lie below the data
@@ -71,7 +72,7 @@ class Tree:
 def read_text(path: Path) -> str:
     """Read a text file; a ``UserError`` names a file that cannot be read, or that is not text."""
     try:
-        if path.stat().st_size > LARGEST_TEXT:
+        if require_file(path).st_size > LARGEST_TEXT:
             raise UserError(f'{path} has more than {LARGEST_TEXT >> 20} MiB, which no annotation file has')
         return path.read_text(encoding='utf-8-sig')
     except UnicodeDecodeError as error:

@@ -9,6 +9,8 @@ from torch.utils.data import Dataset
 
 from mmplugin.config_edits import dicts
 from mmplugin.errors import UserError
+from mmplugin.files import require_file
+from mmplugin.image_files import MOST_MASK_PIXELS, MOST_PIXELS, check_image
 from mmplugin.text import some
 
 
@@ -17,10 +19,14 @@ class NamedTransform:
 
     def __init__(self, transform: Any):
         self.transform = transform
-        self.loads = type(transform).__name__.startswith('Load')
+        name = type(transform).__name__
+        self.loads = name.startswith('Load')
+        self.reads = 'seg_map_path' if 'Annotations' in name else 'img_path'
 
     def __call__(self, results: dict) -> dict | None:
         """Run the transform."""
+        if self.loads and results.get(self.reads):
+            check_image(results[self.reads], MOST_MASK_PIXELS if self.reads == 'seg_map_path' else MOST_PIXELS)
         try:
             changed = self.transform(results)
         except UserError:
@@ -64,6 +70,15 @@ def name_files_in_errors_(dataset: Dataset) -> None:
     transforms = getattr(getattr(dataset, 'pipeline', None), 'transforms', None) or []
     for i, transform in enumerate(transforms):
         transforms[i] = NamedTransform(transform)
+
+
+def require_annotation_files(settings: Any) -> None:
+    """Refuse annotations in a named pipe or a device, on which a reader would wait for ever; folders are allowed."""
+    for node in dicts(settings):
+        name = node.get('ann_file')
+        path = Path(node.get('data_root') or '', name) if name and isinstance(name, str) else None
+        if path and path.exists() and not path.is_dir():
+            require_file(path)
 
 
 @contextmanager

@@ -1,0 +1,142 @@
+"""Images with too many pixels are refused by their header, and pipes, devices and sockets before they are opened."""
+
+import os
+import socket
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faults.test_odd_images import Training
+from mmcv.transforms import LoadImageFromFile
+from mmengine.config import Config
+from mmengine.dataset import BaseDataset
+from PIL import Image
+from rich.console import Console
+
+from mmplugin.convert.verify import verify
+from mmplugin.data.layouts.coco import find
+from mmplugin.data.layouts.masks import read_mask
+from mmplugin.data.layouts.records import image_size
+from mmplugin.data.layouts.tree import Tree, read_text
+from mmplugin.data.load_errors import name_files_in_errors_, require_annotation_files
+from mmplugin.engine.check_data import check_config
+from mmplugin.engine.media import VIDEO, Source, Video
+from mmplugin.errors import UserError
+from mmplugin.image_files import FORMATS, MOST_PIXELS, check_image
+
+SIDE = 32000  # OpenCV decodes such an image, in 3 GB
+TOO_LARGE = r'a\.png has 32000x32000 pixels, but the limit is'
+PIPE = r'is a named pipe, not a regular file'
+
+
+def write_large_image(path: Path) -> None:
+    """Write a PNG that states ``SIDE`` times ``SIDE`` gray pixels."""
+    content = b'\x89PNG\r\n\x1a\n'
+    pixels = zlib.compress(bytes(SIDE + 1))
+    for kind, data in ((b'IHDR', struct.pack('>2I5B', SIDE, SIDE, 8, 0, 0, 0, 0)), (b'IDAT', pixels), (b'IEND', b'')):
+        content += struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+    path.write_bytes(content)
+
+
+DAMAGES = [(write_large_image, TOO_LARGE), (os.mkfifo, PIPE)]
+
+
+def run_pipeline(path: Path) -> None:
+    """Load an image as training does."""
+    dataset = BaseDataset(pipeline=[LoadImageFromFile()], lazy_init=True)
+    name_files_in_errors_(dataset)
+    dataset.pipeline(dict(img_path=str(path)))
+
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    'training': run_pipeline,
+    'convert --verify': lambda path: verify(None, None, path.parent, None, Console()),  # type: ignore[arg-type]
+    'a layout': image_size,
+    'a mask of a layout': read_mask,
+}
+
+
+@pytest.mark.parametrize(('damage', 'message'), DAMAGES)
+@pytest.mark.parametrize('reader', READERS)
+def test_every_reader_refuses_it_without_decoding(reader: str, damage, message: str, tmp_path: Path):
+    path = tmp_path / 'a.png'
+    damage(path)
+    with pytest.raises(UserError, match=message):
+        READERS[reader](path)
+
+
+@pytest.mark.parametrize('name', ['images/a.png', 'masks/a.png'])
+@pytest.mark.parametrize(('damage', 'message'), DAMAGES)
+def test_the_check_of_a_segmentation_set_names_it(damage, message: str, name: str, tmp_path: Path):
+    for folder in ('images', 'masks'):
+        (tmp_path / folder).mkdir()
+        Image.new('L', (8, 8)).save(tmp_path / folder / 'a.png')
+    (tmp_path / name).unlink()
+    damage(tmp_path / name)
+    prefix = dict(img_path='images', seg_map_path='masks')
+    dataset = dict(type='BaseSegDataset', data_root=str(tmp_path), img_suffix='.png', data_prefix=prefix)
+    dataset['metainfo'] = dict(classes=('a', 'b'))
+    cfg = Config(dict(default_scope='mmseg', model=dict(type='EncoderDecoder'), train_dataloader=dict(dataset=dataset)))
+    (problem,) = [found.problem for found in check_config(cfg) if 'unreadable masks or images' in found.problem]
+    assert problem.count('a.png') >= 1
+    assert PIPE in problem if damage is os.mkfifo else '32000x32000 pixels' in problem
+
+
+@pytest.mark.parametrize('kind', FORMATS)
+def test_the_header_tells_the_size_of_every_format(kind: str, tmp_path: Path):
+    path = tmp_path / 'image'
+    Image.new('RGB', (40, 30)).save(path, kind)
+    check_image(path, 40 * 30)
+    with pytest.raises(UserError, match='40x30'):
+        check_image(path, 40 * 30 - 1)
+
+
+def test_images_of_cameras_are_below_the_limit():
+    assert MOST_PIXELS > 16320 * 12240  # a telephone
+    assert MOST_PIXELS > 19008 * 12672  # four shots with a shifted sensor
+
+
+def test_what_the_header_does_not_tell_is_left_to_the_decoder(tmp_path: Path):
+    (tmp_path / 'a.png').write_bytes(b'\x89PNG\r\n\x1a\n')
+    (tmp_path / 'b.hdr').write_bytes(b'#?RADIANCE')
+    for name in ('a.png', 'b.hdr', 'missing.png'):
+        check_image(tmp_path / name)
+
+
+def test_devices_sockets_and_folders_are_named(tmp_path: Path):
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / 'socket'))
+    for path, kind in (('/dev/zero', 'device'), (tmp_path / 'socket', 'socket'), (tmp_path, 'folder')):
+        with pytest.raises(UserError, match=f'{path} is a {kind}, not a regular file'):
+            check_image(path)
+
+
+def test_annotations_in_a_pipe_are_refused(tmp_path: Path):
+    pipe = tmp_path / 'a.json'
+    os.mkfifo(pipe)
+    with pytest.raises(UserError, match=PIPE):
+        read_text(pipe)
+    assert find(Tree(tmp_path)) == []
+    with pytest.raises(UserError, match=PIPE):
+        require_annotation_files([dict(dataset=dict(data_root=str(tmp_path), ann_file='a.json'))])
+    require_annotation_files(dict(data_root=str(tmp_path.parent), ann_file=tmp_path.name))  # folders of DOTA
+    with pytest.raises(UserError, match=PIPE):
+        Video(Source(VIDEO, str(pipe), 'a.mp4', 'a'))
+
+
+def test_training_without_its_check_does_not_wait_for_a_pipe(tiny_sets: None, tmp_path: Path, capsys):
+    training = Training('detection', tmp_path, batch_size=4)
+    for path in training.images[::2]:
+        path.unlink()
+        os.mkfifo(path)
+    assert training.run() == 2
+    said = capsys.readouterr().err
+    assert any(f'{path} is a named pipe' in said for path in training.images)
+    annotations = training.root / 'annotations/train.json'
+    annotations.unlink()
+    os.mkfifo(annotations)
+    assert training.run() == 2
+    assert f'{annotations} is a named pipe' in capsys.readouterr().err
