@@ -1,7 +1,6 @@
 """Checks of COCO-style datasets against a config."""
 
 import gc
-import json
 import math
 import os
 from collections import Counter, defaultdict
@@ -18,6 +17,7 @@ from mmengine.config import Config
 from PIL import ImageOps
 
 from mmplugin.config_edits import dicts
+from mmplugin.data.json_text import parse_json
 from mmplugin.files import require_file
 from mmplugin.findings import ERROR, NOTE, WARNING, Finding
 from mmplugin.image_files import UNREADABLE, open_image
@@ -113,7 +113,7 @@ def _read(path: Path, split: Split) -> dict | Finding:
         return Finding(ERROR, f'no such file: {path}', key, fix)
     try:
         require_file(path)
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
     except (ValueError, OSError, RecursionError) as error:
         return Finding(ERROR, f'not readable as JSON: {error}', str(path), 'export the file again')
     missing = [name for name in LISTS if not isinstance(content, dict) or not isinstance(content.get(name), list)]

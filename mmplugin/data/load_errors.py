@@ -1,10 +1,12 @@
 """Errors of data loading that name the file, in one line, from any worker process."""
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch.utils.data import Dataset
 
 from mmplugin.config_edits import dicts
@@ -42,18 +44,24 @@ class NamedTransform:
                 '`mmplugin check-data` lists all files that cannot be read'
             ) from error
         if self.loads:
-            _check_mask_size(changed)
+            _check_mask_size_(changed)
         return changed
 
     def __repr__(self) -> str:
         return repr(self.transform)
 
 
-def _check_mask_size(results: dict | None) -> None:
-    """Refuse a segmentation mask of another size than its image, which no later step could name."""
+def _check_mask_size_(results: dict | None) -> None:
+    """Refuse a segmentation mask of another size than its image, which no later step could name.
+
+    mmseg removes sides of one pixel from masks; they are restored.
+    """
     if not results or results.get('gt_seg_map') is None or 'ori_shape' not in results:
         return
-    mask, image = results['gt_seg_map'].shape[:2], tuple(results['ori_shape'][:2])
+    image = tuple(results['ori_shape'][:2])
+    if 1 in image and results['gt_seg_map'].size == math.prod(image):
+        results['gt_seg_map'] = results['gt_seg_map'].reshape(image)
+    mask = np.atleast_2d(results['gt_seg_map']).shape[:2]
     if mask != image:
         raise UserError(
             f'{results.get("seg_map_path", "a mask")} has {mask[1]}x{mask[0]} pixels, but its image '

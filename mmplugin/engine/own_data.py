@@ -1,6 +1,5 @@
 """``--data-root FOLDER``: adapt a config to the user's data, including heads and evaluators."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from mmengine.config import Config
 
 from mmplugin.config_edits import evaluator_list, is_segmentation, set_annotations_, set_classes_
 from mmplugin.data.converted import FOLDER, to_coco
+from mmplugin.data.json_text import parse_json
 from mmplugin.data.layouts import LAYOUTS, coco, find_layout, require_files
 from mmplugin.data.layouts.partition import SPLIT_NAMES
 from mmplugin.data.layouts.records import require_one_spelling
@@ -112,7 +112,7 @@ def _use_coco_files_(cfg: Config, root: Path, files: dict[str, str], classes: Se
 
 def _read_coco(path: Path) -> dict:
     try:
-        content = json.loads(read_text(path))
+        content = parse_json(read_text(path))
         if not all(isinstance(category['name'], str) for category in content['categories']):
             raise TypeError('a category name is not a text')
         return content

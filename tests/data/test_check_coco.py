@@ -435,6 +435,22 @@ def test_hostile_annotations_are_reported_before_pycocotools_sees_them(broken, p
     assert [finding.severity for finding in found] == ['error']
 
 
+@pytest.mark.parametrize(
+    ('old', 'new', 'named'),
+    [
+        ('"images": ', '"images": [], "images": ', "'images'"),
+        ('"bbox": ', '"bbox": [1, 1, 2, 2], "bbox": ', "'bbox' of 1, 'bbox' of 2, 'bbox' of 3, ..."),
+        ('"id": 1,', '"id": 1, "id": 1,', "'id' of 1"),
+    ],
+)
+def test_a_key_that_occurs_twice_is_an_error(broken, monkeypatch, old, new, named):
+    dumps = json.dumps
+    monkeypatch.setattr(json, 'dumps', lambda content: dumps(content).replace(old, new))
+    found = [finding for finding in broken.findings(fast=True) if 'keys that occur twice' in finding.problem]
+    assert len(found) == 2
+    assert all(finding.severity == 'error' and named in finding.problem for finding in found)
+
+
 def test_a_set_of_crowds_or_of_tiny_boxes_is_an_error(broken):
     for annotation in broken.json['train']['annotations']:
         annotation['iscrowd'] = 1

@@ -322,6 +322,8 @@ INVALID = [
     (yolo, _spoil('data.yaml', None), 'no class names: add data.yaml'),
     (yolo, _spoil('images/val/0.png', ''), r'labels/val/0\.txt may belong to images/val/0.jpg or to images/val/0.png'),
     (labelme, _spoil('json/0.json', '{"shapes": ['), r'json/0\.json is not valid JSON'),
+    (labelme, _spoil('json/0.json', '{"imagePath": "a.jpg", "shapes": [], "shapes": []}'),
+     r"0\.json is not valid JSON \(keys that occur twice in an object.*: 'shapes'"),
     (labelme, _spoil('json/0.json', '[' * 100_000), r'json/0\.json is not valid JSON'),
     (labelme, _spoil('json/0.json', _labelme([('cat', (1, 2, 'a', 3))], '../images/0.jpg')), r'0\.json: a shape is'),
     (labelme, _spoil('json/0.json', _labelme([CAT], '../../../etc/passwd')), r'without an image \(1\): json/0\.json'),
@@ -329,6 +331,8 @@ INVALID = [
     (coco_one_file, _spoil('more.json', _coco([], [])), r'several annotation files, and their names do not say'),
     (coco_one_file, _spoil('annotations/instances_default.json', '{"images": 1, "annotations": [], "categories": []}'),
      r'instances_default\.json is not a valid COCO file'),
+    (coco_one_file, _spoil('annotations/instances_default.json', '{"images": 1, "images": [], "annotations": 1, "categories": 1}'),
+     r"instances_default\.json is not a valid COCO file: .*keys that occur twice in an object.*: 'images'"),
 ]  # fmt: skip
 
 

@@ -73,5 +73,6 @@ def test_a_mask_of_another_size_than_its_image_names_both():
     name_files_in_errors_(dataset)
     load = dataset.pipeline.transforms[0]
     load({**sizes, 'gt_seg_map': np.zeros((40, 60))})  # the image may have been resized before its mask is loaded
+    assert load({**sizes, 'ori_shape': (1, 60), 'gt_seg_map': np.zeros(60)})['gt_seg_map'].shape == (1, 60)
     with pytest.raises(UserError, match=r'a\.png has 40x60 pixels, but its image a\.jpg has 60x40\. .* EXIF'):
         load({**sizes, 'gt_seg_map': np.zeros((60, 40))})

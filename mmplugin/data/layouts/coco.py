@@ -1,6 +1,5 @@
 """COCO: one JSON file per split, or one for all images."""
 
-import json
 import mmap
 import posixpath
 from collections import defaultdict
@@ -8,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmplugin.data.json_text import parse_json
 from mmplugin.data.layouts.partition import SPLIT_NAMES
 from mmplugin.data.layouts.records import Object, Reading, Record, box_around, finite
 from mmplugin.data.layouts.tree import Tree, parent, read_text
@@ -85,7 +85,7 @@ def read(tree: Tree, classes: list[str] | None = None) -> Reading:
 def _read_file(tree: Tree, name: str, split: str) -> tuple[list[str], list[Record]]:
     path = tree.root / name
     try:
-        content = json.loads(read_text(path))
+        content = parse_json(read_text(path))
         categories = {category['id']: str(category['name']) for category in content['categories']}
         records, image_of = {}, _images(tree, name, split)
         for image in content['images']:

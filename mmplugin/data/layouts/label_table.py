@@ -1,12 +1,12 @@
 """Tables of class names with the color or the number that each has in the masks."""
 
 import csv
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmplugin.data.json_text import parse_json
 from mmplugin.data.layouts.tree import Tree, read_text
 from mmplugin.errors import UserError
 
@@ -50,7 +50,7 @@ def read_table(path: Path) -> LabelTable:
     """
     text = read_text(path)
     try:
-        rows = _json_rows(json.loads(text)) if path.suffix.lower() == '.json' else _text_rows(text)
+        rows = _json_rows(parse_json(text)) if path.suffix.lower() == '.json' else _text_rows(text)
         values = [(pack(row[1]) if len(row[1]) == 3 else row[1][0], row[0]) for row in rows]
         kinds = {len(row[1]) for row in rows}
         if len(kinds) != 1:

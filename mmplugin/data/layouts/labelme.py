@@ -1,11 +1,11 @@
 """LabelMe: one JSON file per image with polygons, rectangles and circles."""
 
-import json
 import math
 import posixpath
 from collections import Counter
 from typing import Any
 
+from mmplugin.data.json_text import parse_json
 from mmplugin.data.layouts.partition import split_of_folder
 from mmplugin.data.layouts.records import (
     Object,
@@ -45,7 +45,7 @@ def _is_labelme(tree: Tree, name: str) -> bool:
 def _content(tree: Tree, name: str) -> dict | None:
     """Return the content of a file of this layout, None for other JSON files."""
     try:
-        content = json.loads(tree.text(name))
+        content = parse_json(tree.text(name))
     except (ValueError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
