@@ -113,7 +113,7 @@ def _read(path: Path, split: Split) -> dict | Finding:
         return Finding(ERROR, f'no such file: {path}', key, fix)
     try:
         require_file(path)
-        content = parse_json(path.read_bytes())
+        content = parse_json(path.read_text(encoding='utf-8'))  # as pycocotools reads it: without a byte order mark
     except (ValueError, OSError, RecursionError) as error:
         return Finding(ERROR, f'not readable as JSON: {error}', str(path), 'export the file again')
     missing = [name for name in LISTS if not isinstance(content, dict) or not isinstance(content.get(name), list)]

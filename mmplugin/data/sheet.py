@@ -19,6 +19,7 @@ from mmplugin.data.load_errors import name_files_in_errors_
 from mmplugin.data.splits import sample, splits
 from mmplugin.errors import UserError
 from mmplugin.palette import palette
+from mmplugin.text import printable
 
 COLUMNS, ROWS = 3, 3
 CELL, GAP = 420, 8  # side of an image and space between images, in pixels
@@ -46,7 +47,7 @@ def draw_sheet(cfg: Config, target: Path) -> bool:
     if not training:
         return False
     dataset = _dataset(cfg, training[0].config)
-    classes = list(dataset.metainfo['classes'])
+    classes = [printable(name) for name in dataset.metainfo['classes']]  # Pillow cannot measure lines
     colors = palette(len(classes))
     chosen = sample(list(range(len(dataset))), COLUMNS * ROWS)
     cells = [_draw(dataset[index], classes, colors) for index in chosen]

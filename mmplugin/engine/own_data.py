@@ -1,5 +1,6 @@
 """``--data-root FOLDER``: adapt a config to the user's data, including heads and evaluators."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -136,11 +137,11 @@ def _in_file_order(path: Path, content: dict, classes: Sequence[str] | None) -> 
 def _image_folder(root: Path, annotations: str, split: str, content: dict) -> str:
     """Return the folder that the file names in the annotations are relative to."""
     try:
-        name = content['images'][0]['file_name']
+        name = os.fspath(content['images'][0]['file_name'])
     except (KeyError, IndexError, TypeError) as error:
         raise UserError(f'{root / annotations} lists no images; add them, or name another file') from error
     tried = [pattern.format(word) for pattern in coco.IMAGES for word in SPLIT_NAMES[split]]
     for folder in dict.fromkeys([*tried, str(Path(annotations).parent)]):
-        if (root / folder / name).is_file():
+        if os.path.isfile(os.path.join(root, folder, name)):  # unlike Path.is_file, also for names that are too long
             return '' if folder == '.' else f'{folder}/'
     raise UserError(f'{root / annotations} lists {name}, which is in none of {", ".join(dict.fromkeys(tried))}')

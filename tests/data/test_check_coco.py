@@ -451,6 +451,12 @@ def test_a_key_that_occurs_twice_is_an_error(broken, monkeypatch, old, new, name
     assert all(finding.severity == 'error' and named in finding.problem for finding in found)
 
 
+def test_a_byte_order_mark_is_an_error_because_pycocotools_cannot_read_it(broken, monkeypatch):
+    dumps = json.dumps
+    monkeypatch.setattr(json, 'dumps', lambda content: f'\ufeff{dumps(content)}')
+    assert len([found for found in broken.findings(fast=True) if 'Unexpected UTF-8 BOM' in found.problem]) == 2
+
+
 def test_a_set_of_crowds_or_of_tiny_boxes_is_an_error(broken):
     for annotation in broken.json['train']['annotations']:
         annotation['iscrowd'] = 1

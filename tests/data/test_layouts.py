@@ -294,6 +294,8 @@ def test_labelme_circles_and_groups(tmp_path: Path):
 BOMB = (
     '<!DOCTYPE a [<!ENTITY b "bbbbbbbb"><!ENTITY c "&b;&b;&b;&b;">]><annotation><filename>&c;</filename></annotation>'
 )
+# Each name stands for the one before it ten times.
+ALIASES = 'a0: &a0 [x]\n' + ''.join(f'a{i}: &a{i} [{", ".join([f"*a{i - 1}"] * 10)}]\n' for i in range(1, 10))
 
 
 def _spoil(path: str, text: str | None) -> Callable[[Path], None]:
@@ -319,6 +321,8 @@ INVALID = [
     (yolo, _spoil('data.yaml', 'names: [cat, Cat]'), "two spellings: 'cat' .*and 'Cat'"),
     (yolo, _spoil('data.yaml', 'names: {1: cat, 2: dog}'), 'not numbered 0 to 1'),
     (yolo, _spoil('data.yaml', 'names: !!python/object/apply:os.system [ls]'), r'data\.yaml is not valid YAML'),
+    (yolo, _spoil('data.yaml', ALIASES + 'names: *a9'), r'data\.yaml: `names` is neither a list nor numbered names'),
+    (yolo, _spoil('data.yaml', 'a: &a {b: c}\nd: {<<: [*a, *a]}'), 'not valid YAML .it has a merge key'),
     (yolo, _spoil('data.yaml', None), 'no class names: add data.yaml'),
     (yolo, _spoil('images/val/0.png', ''), r'labels/val/0\.txt may belong to images/val/0.jpg or to images/val/0.png'),
     (labelme, _spoil('json/0.json', '{"shapes": ['), r'json/0\.json is not valid JSON'),
@@ -328,10 +332,13 @@ INVALID = [
     (labelme, _spoil('json/0.json', _labelme([('cat', (1, 2, 'a', 3))], '../images/0.jpg')), r'0\.json: a shape is'),
     (labelme, _spoil('json/0.json', _labelme([CAT], '../../../etc/passwd')), r'without an image \(1\): json/0\.json'),
     (coco_one_file, _spoil('images/default/0.jpg', None), r'lists 0\.jpg, which is in none of'),
+    (coco_train_and_test, _spoil('train/_annotations.coco.json', '{"images": [{"file_name": {}}], "categories": []}'),
+     'is not a valid COCO file'),
     (coco_one_file, _spoil('more.json', _coco([], [])), r'several annotation files, and their names do not say'),
     (coco_one_file, _spoil('annotations/instances_default.json', '{"images": 1, "annotations": [], "categories": []}'),
      r'instances_default\.json is not a valid COCO file'),
-    (coco_one_file, _spoil('annotations/instances_default.json', '{"images": 1, "images": [], "annotations": 1, "categories": 1}'),
+    (coco_one_file,
+     _spoil('annotations/instances_default.json', '{"images": 1, "images": [], "annotations": 1, "categories": 1}'),
      r"instances_default\.json is not a valid COCO file: .*keys that occur twice in an object.*: 'images'"),
 ]  # fmt: skip
 

@@ -51,6 +51,8 @@ def read_table(path: Path) -> LabelTable:
     text = read_text(path)
     try:
         rows = _json_rows(parse_json(text)) if path.suffix.lower() == '.json' else _text_rows(text)
+        if any(len(row[1]) not in (1, 3) for row in rows):
+            raise ValueError('expected one or three numbers for each name')
         values = [(pack(row[1]) if len(row[1]) == 3 else row[1][0], row[0]) for row in rows]
         kinds = {len(row[1]) for row in rows}
         if len(kinds) != 1:

@@ -3,6 +3,7 @@
 import posixpath
 from collections import Counter
 from collections.abc import Sequence
+from datetime import date
 from typing import Any
 
 import yaml
@@ -26,8 +27,17 @@ from mmplugin.text import some
 LABELS, IMAGES = 'labels', 'images'
 NAME_LISTS = ('classes.txt', 'obj.names', 'labels.txt')  # of tools that write no YAML file
 SETTINGS = ('data.yaml', 'data.yml', 'dataset.yaml', 'dataset.yml')
+LARGEST_NUMBER = 1 << 64  # that a class may have as its name; Python refuses to print very long ones
 # Labels reach a little over the border where a tool rounds; pixels instead of fractions are far beyond.
 LARGEST_FRACTION = 1.5
+
+
+class _Loader(yaml.SafeLoader):
+    """A loader that refuses merges of mappings, which can repeat entries without limit."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        if any(key.tag == 'tag:yaml.org,2002:merge' for key, _ in node.value):
+            raise ValueError('it has a merge key, <<, which settings do not need')
 
 
 def _key(name: str) -> str:
@@ -104,15 +114,29 @@ def _settings(tree: Tree) -> tuple[str, dict[str, Any]]:
     found: dict[str, dict] = {}
     for name in tree.select('.yaml', '.yml'):
         try:
-            content = yaml.safe_load(tree.text(name))
+            content = yaml.load(tree.text(name), _Loader)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise UserError(f'{tree.root / name} is not valid YAML ({error}); correct it') from error
         if isinstance(content, dict) and content.get('names'):
+            if not _is_plain(content['names']):
+                raise UserError(f'{tree.root / name}: `names` is neither a list nor numbered names; correct it')
             found[name] = content
     chosen = [name for name in found if name.rpartition('/')[2] in SETTINGS] or list(found)
     if len({str(found[name]['names']) for name in chosen}) > 1:
         raise UserError(f'{tree.root} has several YAML files with different `names`: {some(chosen)}; keep one')
     return (chosen[0], found[chosen[0]]) if chosen else ('', {})
+
+
+def _is_plain(values: Any) -> bool:
+    """Return whether a value is a list or dict of texts and small numbers. Aliases can nest lists without limit."""
+    if not isinstance(values, list | dict):
+        return False
+    entries = [*values, *values.values()] if isinstance(values, dict) else values
+    return all(isinstance(entry, str | float | date | None) or _is_small(entry) for entry in entries)
+
+
+def _is_small(value: Any) -> bool:
+    return isinstance(value, int) and abs(value) < LARGEST_NUMBER
 
 
 def _names(tree: Tree, settings_file: str, settings: dict[str, Any]) -> list[str]:
@@ -131,8 +155,6 @@ def _names(tree: Tree, settings_file: str, settings: dict[str, Any]) -> list[str
                 f'{tree.root / settings_file}: `names` are not numbered 0 to {len(names) - 1}; correct them'
             )
         names = [names[number] for number in sorted(names, key=int)]
-    if not isinstance(names, list):
-        raise UserError(f'{tree.root / settings_file}: `names` is neither a list nor numbered names; correct it')
     names = [str(name).strip() for name in names]
     if len(set(names)) < len(names):
         raise UserError(f'{tree.root / settings_file}: `names` has a name twice; rename one of them')
@@ -152,9 +174,10 @@ def _splits(tree: Tree, settings_file: str, settings: dict[str, Any]) -> dict[st
 def _listed(tree: Tree, settings_file: str, settings: dict[str, Any], split: str) -> list[str]:
     """Return the images of a split: those in folders, or in text files with one path a line."""
     entries = settings.get(split) or []
+    folder, is_list = settings.get('path'), isinstance(entries, list) and _is_plain(entries)
     images: list[str] = []
-    for entry in [entries] if isinstance(entries, str) else entries if isinstance(entries, list) else []:
-        target = _resolve(tree, settings_file, str(settings.get('path') or ''), str(entry))
+    for entry in [entries] if isinstance(entries, str) else entries if is_list else []:
+        target = _resolve(tree, settings_file, folder if isinstance(folder, str) else '', str(entry))
         if target is not None and target.endswith('.txt'):
             for line in tree.text(target).splitlines():
                 image = _resolve(tree, target, '', line.strip()) if line.strip() else None
