@@ -11,7 +11,7 @@ _PLACES = {
     'Figures': 'budget',
     'LatencyTable': 'latency',
     'Space': 'space',
-    'search': 'run',
+    'search': 'methods',
     'subnet': 'subnet',
 }
 

@@ -20,7 +20,7 @@ METHODS = ('prune', 'joint', 'slim')  # of EfficientViT, EfficientFormerV2 and E
 SIZE = (512, 512)
 # What the built-in sets of --mini are tested at, by whether the config is for segmentation.
 MINI_SIZES = {False: (192, 224), True: (160, 160)}
-PRUNE_ONLY = ('checkpoint', 'recover', 'images', 'resume', 'latency_table')
+PRUNE_ONLY = ('checkpoint', 'recover', 'images', 'resume', 'latency_table', 'probes')
 TARGETS = tuple(quantity.option for quantity in QUANTITIES.values())
 
 
@@ -46,6 +46,8 @@ def parse(argv: Sequence[str], prog: str | None = None) -> argparse.Namespace:
     add = parser.add_argument_group('method').add_argument
     add('--method', choices=METHODS, default='prune',
         help='prune (the default) is for all families; the others are not there yet')
+    add('--probes', type=Path, metavar='DIR',
+        help='write networks as ONNX files to time on another device, for --latency-table, and search nothing')
     add('--rank-only', action='store_true', help='measure the published networks, and search nothing')
     add('--of', choices=('model', 'backbone'), default='model', help='what the budget is for; default: model')
     add('--recover', type=_count, metavar='N', help='training steps after each round of pruning')
@@ -64,7 +66,8 @@ def parse(argv: Sequence[str], prog: str | None = None) -> argparse.Namespace:
     add('--threads', type=positive, metavar='N', help="of torch; default: torch's own choice")
     add('--rounds', type=positive, default=10, metavar='N', help='at least so many, after two to warm up; default: 10')
     add('--clock', choices=('wall', 'cpu'), default='wall', help='cpu is processor time, for a busy machine')
-    add('--latency-table', type=Path, metavar='FILE', help='latency.json of an earlier search on this machine')
+    add('--latency-table', type=Path, metavar='FILE',
+        help='latency.json of an earlier search on this machine, or probes.csv with the times of another device')
     # fmt: on
     return parser.parse_intermixed_args(_with_equals_signs(argv))
 
@@ -133,19 +136,24 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     options = parse(argv, prog)
     _check(options)
-    budget = budget_of(options)
+    if not options.probes:
+        budget = budget_of(options)
     if options.clock == 'cpu':
         os.environ.update(PASSIVE_THREADS)
     options.command = shlex.join(['mmplugin', 'search', *argv])
-    if options.rank_only:
+    if options.rank_only or options.probes:
         options.weights = 'none'  # speed does not depend on them
     cfg = config_from(options)
     family_of(cfg.model.backbone)
     options.size = options.size or (MINI_SIZES[is_segmentation(cfg)] if options.mini else SIZE)
+    if options.probes:
+        from mmplugin.search.probes import run_probes
+
+        return run_probes(cfg, options)
     if options.rank_only:
         from mmplugin.search.rank import run_rank
 
         return run_rank(cfg, options, budget)
-    from mmplugin.search.run import run_prune
+    from mmplugin.search.methods import run_search
 
-    return run_prune(cfg, options, budget)
+    return run_search(cfg, options, budget)

@@ -13,6 +13,7 @@ from mmplugin.errors import UserError
 from mmplugin.search.timing import CLOCKS
 
 MODES = ('eager', 'fused', 'compiled', 'fused+compiled')
+PROBES = 'probes'  # the mode of a table of another device
 MACHINE = ('processor', 'torch')  # must be those of the machine on which a table is used
 NOTES = ('date', 'rounds', 'seed')  # describe a measurement, but do not limit its use
 

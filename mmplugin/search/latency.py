@@ -126,7 +126,7 @@ class LatencyTable:
         return sum(self.model(part) for part in parts_of(self.conditions.family, arch))
 
     def check(self) -> Check:
-        """Compare predictions with the measured times of networks that are not in the table.
+        """Check that the table keeps its promise.
 
         If the promise is missed, a table that was measured in this process is measured once more, with twice the
         rounds.
@@ -135,16 +135,17 @@ class LatencyTable:
             UserError: If the promise is missed still: tau of 0.9 and more if the ceiling is at least 0.95, else at
                 least the ceiling minus 0.05; median error of at most 5 %.
         """
-        found = self._compare()
+        found = self.compare()
         if not found.passed and self._again:
             better = self._again(2 * self.conditions.rounds)
             self.conditions, self.model, self.checks, self._again = better.conditions, better.model, better.checks, None
-            found = self._compare()
+            found = self.compare()
         if not found.passed:
             raise UserError(f'{found}: {self._reason(found)}')
         return found
 
-    def _compare(self) -> Check:
+    def compare(self) -> Check:
+        """Compare predictions with the measured times of networks that are not in the table."""
         if len(self.checks) < CHECKS:
             raise UserError(
                 f'the latency table has {len(self.checks)} networks to check it with; {CHECKS} are the fewest with '

@@ -4,6 +4,7 @@ In each round, the least important groups of channels for each millisecond saved
 for some steps. The paper states neither the order of removal nor the training between rounds: see docs/search.md.
 """
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -112,6 +113,14 @@ class Pruner:
     def smallest_cost(self) -> float:
         """Return the cost of the smallest network."""
         return self.cost(self.space.smallest())
+
+    def state(self) -> tuple[Any, ...]:
+        """Return what ``restore_`` needs to undo a round."""
+        return copy.deepcopy(self.task.model), self.space, self.rounds, self.batches_used
+
+    def restore_(self, state: tuple[Any, ...]) -> None:
+        """Undo what happened after ``state``."""
+        self.task.model, self.space, self.rounds, self.batches_used = state
 
     def round(self, limit: float) -> Round:
         """Remove groups until the cost has fallen by a tenth of the start's, or to ``limit``; then recover."""

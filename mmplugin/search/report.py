@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -40,6 +41,7 @@ class SearchReport:
         trace: A record per network: ``measured`` and ``loss``; after the start also ``number``, ``cost`` (predicted
             latency), ``pruned_loss`` and ``actions``. Latencies are in milliseconds.
         target_ms: Latency to reach, if there is a target.
+        published: Milliseconds of published networks, by prediction.
         kept: For each size, such as ``hidden.2.0``, how much is kept of how much.
         arch: The arch that was found.
         command: Command line.
@@ -51,6 +53,7 @@ class SearchReport:
     headline: Mapping[str, str]
     trace: Sequence[Mapping[str, Any]]
     target_ms: float | None
+    published: Mapping[str, float]
     kept: Mapping[str, tuple[int, int]]
     arch: Mapping[str, Any]
     command: str
@@ -63,7 +66,7 @@ def write_report(path: Path, report: SearchReport) -> None:
         title=report.title,
         subtitles=[report.summary],
         headline=Table('', ('name', 'value'), list(report.headline.items())),
-        path=path_plot(report.trace, report.target_ms),
+        path=path_plot(report.trace, report.target_ms, report.published),
         prediction=prediction_plot(report.trace),
         kept=kept_plot(report.kept),
         rounds=rounds_table(report.trace),
@@ -75,13 +78,16 @@ def write_report(path: Path, report: SearchReport) -> None:
         draft.write_text(page, encoding='utf-8')
 
 
-def prune_report(result: Result, options: argparse.Namespace, budget: Budget) -> SearchReport:
+def prune_report(
+    result: Result, options: argparse.Namespace, budget: Budget, published: Mapping[str, Mapping[str, float]]
+) -> SearchReport:
     """Return the report of a pruning.
 
     Args:
         result: What the search found.
         options: Command line.
         budget: Its shares are those of the start, the first record of the trace.
+        published: Predicted costs of published networks.
     """
     start, end = result.trace[0], result.trace[-1]
     figures = Figures(start['measured'], 0, 0, 0)  # shares of the others are not shown
@@ -99,6 +105,7 @@ def prune_report(result: Result, options: argparse.Namespace, budget: Budget) ->
         },
         trace=result.trace,
         target_ms=budget.of_start(figures).limits().get('latency_ms'),
+        published={name: costs['latency_ms'] for name, costs in published.items() if 'latency_ms' in costs},
         kept=kept_by_layer(family_of(backbone), start['arch'], result.trace[1:]),
         arch=result.arch,
         command=getattr(options, 'command', ''),
@@ -167,8 +174,10 @@ def kept_by_layer(family: str, start: str | dict, trace: Sequence[Mapping[str, A
     return kept | {f'block.{stage}': (len(left), total[stage]) for stage, left in blocks.items()}
 
 
-def path_plot(trace: Sequence[Mapping[str, Any]], target_ms: float | None) -> bytes:
-    """Plot loss over measured latency, with a line at the target."""
+def path_plot(
+    trace: Sequence[Mapping[str, Any]], target_ms: float | None, published: Mapping[str, float] = MappingProxyType({})
+) -> bytes:
+    """Plot loss over measured latency, with a line at the target, and marks at the latencies of published networks."""
     figure, axes = new_axes('Loss over measured latency', 'ms')
     ms, losses = [record['measured'] for record in trace], [record['loss'] for record in trace]
     axes.plot(ms, losses, marker='o', color=COLOR, label='path of the search')
@@ -178,6 +187,12 @@ def path_plot(trace: Sequence[Mapping[str, Any]], target_ms: float | None) -> by
             axes.annotate(name, place, (0, 8), textcoords='offset points', ha='center', color=INK, fontsize=9)
     if target_ms is not None:
         axes.axvline(target_ms, color=TARGET, linestyle='--', linewidth=1.4, label=f'target {target_ms:.3g} ms')
+    for name, predicted in published.items():  # they were not trained here: a place on the axis, but no loss
+        axes.plot([predicted], [0], marker='^', color=INK, transform=axes.get_xaxis_transform(), clip_on=False)
+        axes.annotate(
+            name, (predicted, 0), (4, 4), xycoords=axes.get_xaxis_transform(), textcoords='offset points', color=INK,
+            fontsize=8, rotation=90, va='bottom',
+        )  # fmt: skip
     axes.margins(0.12)
     axes.set_ylabel('loss', color=INK)
     add_legend(axes)

@@ -8,7 +8,7 @@ from typing import Any
 
 from mmplugin.errors import UserError
 from mmplugin.files import atomic_write, reason
-from mmplugin.search.conditions import MACHINE, Conditions, differences, processor_name
+from mmplugin.search.conditions import MACHINE, PROBES, Conditions, differences, processor_name
 from mmplugin.search.fitted import FittedModel, InSituModel
 from mmplugin.search.latency import CheckRow, LatencyTable, refuse_seconds
 from mmplugin.search.parts import Part, parts_of
@@ -98,7 +98,7 @@ def _time(value: Any, least: float = 1e-9) -> float:
 
 def _check_here(conditions: Conditions, path: Path, expected: dict[str, Any]) -> None:
     here: dict[str, Any] = {}
-    if conditions.mode != 'probes':
+    if conditions.mode != PROBES:
         import torch
 
         here = dict(processor=processor_name(conditions.device), torch=torch.__version__)

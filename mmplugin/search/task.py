@@ -1,18 +1,23 @@
 """A model and its training data, for scores and training steps that depend on nothing but seeds."""
 
 import copy
+import io
+import logging
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
+from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, DefaultScope
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmplugin import stack
 from mmplugin.config_edits import is_segmentation
 from mmplugin.data.load_errors import name_files_in_errors_
 from mmplugin.data.seeded_sampler import combine_seeds, seed_everything
@@ -21,6 +26,18 @@ from mmplugin.errors import UserError
 
 HOLD_OUT, TRAINING, STEP = range(3)  # streams of random numbers
 WARM_UP = 0.1  # share of the steps in which the learning rate rises
+
+
+@contextmanager
+def warnings_only() -> Iterator[None]:
+    """Let mmengine log warnings and errors only: it logs every parameter that it initializes."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 class Task:
@@ -39,10 +56,12 @@ class Task:
         self.cfg, self.seed, self.device = cfg, seed, device
         seed_everything(seed)
         model: Any = build_model(copy.deepcopy(cfg))
-        model.init_weights()
+        with warnings_only():
+            model.init_weights()
         self.model: Any = model.to(device)
-        with DefaultScope.overwrite_default_scope(cfg.default_scope):
-            self.dataset: Any = DATASETS.build(cfg.train_dataloader.dataset)
+        stack.import_quietly(f'{cfg.default_scope}.datasets')
+        with DefaultScope.overwrite_default_scope(cfg.default_scope), redirect_stdout(io.StringIO()):
+            self.dataset: Any = DATASETS.build(cfg.train_dataloader.dataset)  # pycocotools prints
         name_files_in_errors_(self.dataset)
         self.batch_size = int(cfg.train_dataloader.batch_size)
         if len(self.dataset) < images + self.batch_size:

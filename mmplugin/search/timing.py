@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,6 +21,13 @@ WARM_UP = 2
 CLOCKS: dict[str, Callable[[], int]] = {'wall': time.perf_counter_ns, 'cpu': time.process_time_ns}
 PartClock = Callable[[Part], float]  # milliseconds
 Progress = Callable[[int, int], None]  # runs done, runs in total
+
+
+class Timed(Protocol):
+    """What can run in turn with others."""
+
+    def times(self) -> list[float]:
+        """Run once and return the milliseconds of each part, or of the whole as the only value."""
 
 
 class Network:
@@ -82,14 +89,14 @@ class ClockedNetwork:
 
 @torch.inference_mode()
 def run_in_turn(
-    networks: Sequence[Network | ClockedNetwork], rounds: int, seed: int, progress: Progress | None
+    networks: Sequence[Timed], rounds: int, seed: int, progress: Progress | None
 ) -> list[list[list[float]]]:
     """Return the times of each network: its rounds, each with the milliseconds of its parts.
 
     The order of the networks is another one in every round, so that none always follows the same one.
     """
     order, shuffle = list(range(len(networks))), random.Random(seed).shuffle
-    warm_up = WARM_UP if any(isinstance(network, Network) for network in networks) else 0
+    warm_up = 0 if all(isinstance(network, ClockedNetwork) for network in networks) else WARM_UP
     found: list[list[list[float]]] = [[] for _ in networks]
     with _no_garbage_collection():
         for i in range(warm_up + rounds):

@@ -74,6 +74,29 @@ class Meter:
         return from_model(model, self.segmentation, *self.x.shape[-2:]).infer
 
 
+class TableMeter(Meter):
+    """Predicts instead of measuring: for a table of another device, and backbones alone.
+
+    Args:
+        predict: Milliseconds of a backbone.
+        start: Model that the search starts from.
+        segmentation: Whether the models are segmentors.
+        x: Images, normalized.
+    """
+
+    def __init__(self, predict: Predict, start: Any, segmentation: bool, x: Tensor):
+        super().__init__(start, 'backbone', segmentation, x, 'fused', Settings())
+        self.predict, self.predicted = predict, predict(start.backbone.settings)
+
+    def start_ms(self) -> tuple[float, float]:
+        """Return the milliseconds of the backbone of the start, twice."""
+        return self.predicted, self.predicted
+
+    def ratio(self, model: Any) -> float:
+        """Return the latency of a backbone divided by that of the start."""
+        return self.predict(model.backbone.settings) / self.predicted
+
+
 class WholeLatency:
     """Latency of the whole model: that of the backbone from a table, and a constant for neck and head.
 
@@ -98,6 +121,14 @@ class WholeLatency:
     def correct(self, arch: dict[str, Any], measured: float) -> None:
         """Take the factor from a measured network."""
         self.factor = max(measured - self.rest, 0.1 * measured) / self.predict(arch)
+
+    def pass_through(self, first: tuple[dict[str, Any], float], second: tuple[dict[str, Any], float]) -> None:
+        """Take the factor and the constant from two measured networks, each an arch and its milliseconds."""
+        (arch, ms), (other, other_ms) = first, second
+        predicted = self.predict(arch) - self.predict(other)
+        if predicted > 0 and ms > other_ms:
+            self.factor = (ms - other_ms) / predicted
+            self.rest = ms - self.factor * self.predict(arch)
 
 
 class WholeCount:

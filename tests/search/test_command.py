@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mmplugin import cli
-from mmplugin.search import command, rank, run
+from mmplugin.search import command, methods, rank
 
 CONFIG, TARGET = 'semfpn_v2_s0', ('--target-latency', '20ms')
 
@@ -13,7 +13,7 @@ CONFIG, TARGET = 'semfpn_v2_s0', ('--target-latency', '20ms')
 def _nothing_runs(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(rank, 'run_rank', None)
-    monkeypatch.setattr(run, 'run_prune', None)
+    monkeypatch.setattr(methods, 'run_search', None)
 
 
 def exit_code(*argv):
@@ -66,7 +66,7 @@ def test_a_gpu_that_does_not_exist_is_refused(monkeypatch, capsys):
 def passed(monkeypatch):
     calls = []
     monkeypatch.setattr(rank, 'run_rank', lambda *args: calls.append(('rank', *args)) or 0)
-    monkeypatch.setattr(run, 'run_prune', lambda *args: calls.append(('prune', *args)) or 0)
+    monkeypatch.setattr(methods, 'run_search', lambda *args: calls.append(('prune', *args)) or 0)
     return calls
 
 

@@ -68,7 +68,8 @@ class Elements(HTMLParser):
 def report(**changes):
     values = dict(
         title='mine', summary='14.5 ms of 15.0 ms & loss 1.2', headline={'ms': '14.5'}, trace=TRACE, target_ms=15.0,
-        kept=kept_by_layer('v2', 's0', TRACE), arch=START, command='mmplugin search <b> --target-latency 15ms',
+        published={'v2_s0': 16.0}, kept=kept_by_layer('v2', 's0', TRACE), arch=START,
+        command='mmplugin search <b> --target-latency 15ms',
         conditions={'machine': 'a machine', 'date': '2026-11-26'},
     )  # fmt: skip
     return SearchReport(**{**values, **changes})
@@ -105,9 +106,9 @@ def test_the_report_of_a_pruning_has_its_target_and_its_conditions(tmp_path):
         seed=3,
         command='mmplugin',
     )
-    made = prune_report(result, options, Budget(shares={'latency_ms': 0.75}))
+    made = prune_report(result, options, Budget(shares={'latency_ms': 0.75}), {'v2_s0': {'latency_ms': 16.0}})
     assert (made.target_ms, made.headline['ms'], made.headline['loss, start']) == (15.0, '14.5', '1.000')
     assert made.conditions['latency of'] == 'the model at 64x96, batch 1, fused'
-    assert made.kept['block.2'] == (5, 6)
+    assert (made.kept['block.2'], made.published) == ((5, 6), {'v2_s0': 16.0})
     write_report(tmp_path / 'report.html', made)
     assert 'a summary' in (tmp_path / 'report.html').read_text()

@@ -14,7 +14,7 @@ from mmplugin.convert import convert
 from mmplugin.convert.arch_of import arch_of
 from mmplugin.engine.runner import build_model
 from mmplugin.errors import UserError
-from mmplugin.search import Space, run
+from mmplugin.search import Space, methods, prune_run, run
 from mmplugin.search import search as library_search
 from mmplugin.search.budget import Budget, Figures
 from mmplugin.search.costs import cost
@@ -55,24 +55,24 @@ class Ruler:
         return Figures(latency_ms, deployed_parameters(model), macs, 0)
 
 
-class Clockless(run.Search):
-    meter = Ruler
+class Clockless(prune_run.PruneRun):
+    meter_class = Ruler
 
-    def _table(self, task):
-        family = family_of(task.model.backbone)
-        return LatencyTable.measure(family, SIZE, around=self._arch(task), clock=part_ms(family))
+    def _measured_table(self, family):
+        return LatencyTable.measure(family, SIZE, around=self.settings, clock=part_ms(family))
 
 
 def options(**changes):
-    defaults = {**run.DEFAULTS, **dict(mini=True, recover=2, images=3, seed=0, size=SIZE, rounds=2)}
+    defaults = {**methods.DEFAULTS, **dict(mini=True, recover=2, images=3, seed=0, size=SIZE, rounds=2)}
     return argparse.Namespace(**{**defaults, **changes})
 
 
-def search(family, folder, latency='70%', images=None, **changes):
+def search(family, folder, latency='70%', backbone=None, **changes):
     work = folder / 'work'
     work.mkdir(exist_ok=True, parents=True)
     cfg = Config.fromfile(tiny_config(CONFIGS[family], folder))
     cfg.work_dir = str(work)
+    cfg.model.backbone.update(backbone or {})
     return Clockless(cfg, options(**changes), Budget.from_options(latency=latency)).run()
 
 
@@ -80,7 +80,7 @@ def search(family, folder, latency='70%', images=None, **changes):
 def _short(monkeypatch, tiny_sets):
     monkeypatch.setattr(run, 'START_STEPS', 2)
     monkeypatch.setattr('mmplugin.search.prune.RECALIBRATION', 2)
-    monkeypatch.setattr(run.Settings.__init__, '__defaults__', (2, 2, 'taylor', True, 0.5))
+    monkeypatch.setattr(prune_run.Settings.__init__, '__defaults__', (2, 2, 'taylor', True, 0.5))
 
 
 def comparable(trace):
@@ -116,7 +116,7 @@ def test_the_result_is_an_ordinary_network_that_every_tool_takes(family, tmp_pat
 def test_a_search_that_was_killed_continues_with_the_same_trace(tmp_path, monkeypatch):
     whole = search('v2', tmp_path / 'whole')
     assert len(whole.trace) > 3
-    save, calls = run.Search._save_state, []
+    save, calls = prune_run.PruneRun._save_state, []
 
     def stop_after_two(self, *args):
         save(self, *args)
@@ -124,23 +124,23 @@ def test_a_search_that_was_killed_continues_with_the_same_trace(tmp_path, monkey
         if len(calls) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(run.Search, '_save_state', stop_after_two)
+    monkeypatch.setattr(prune_run.PruneRun, '_save_state', stop_after_two)
     with pytest.raises(KeyboardInterrupt):
         search('v2', tmp_path / 'killed')
-    monkeypatch.setattr(run.Search, '_save_state', save)
+    monkeypatch.setattr(prune_run.PruneRun, '_save_state', save)
     resumed = search('v2', tmp_path / 'killed', resume=True)
     assert comparable(resumed.trace) == comparable(whole.trace)
     assert all(torch.equal(value, resumed.state_dict[key]) for key, value in whole.state_dict.items())
 
 
 def test_a_search_resumes_only_with_its_own_options(tmp_path, monkeypatch):
-    save = run.Search._save_state
+    save = prune_run.PruneRun._save_state
 
     def stop(self, *args):
         save(self, *args)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run.Search, '_save_state', stop)
+    monkeypatch.setattr(prune_run.PruneRun, '_save_state', stop)
     with pytest.raises(KeyboardInterrupt):
         search('v2', tmp_path)
     with pytest.raises(UserError, match=r'another search \(seed: 1, there 0; budget: .*use its options'):
@@ -178,10 +178,46 @@ def test_the_library_call_measures_or_takes_a_table_and_saves(tmp_path):
     assert {path.name for path in (tmp_path / 'mine').iterdir()} == {
         'arch.json', 'backbone.pth', 'config.py', 'trace.jsonl', 'whole.pth',
     }  # fmt: skip
-    with pytest.raises(UserError, match=r'no option colour; allowed: checkpoint, '):
+    with pytest.raises(UserError, match=r'no option colour; allowed: method, checkpoint, '):
         library_search(cfg, Budget(latency_ms=1.0), colour=1)
     with pytest.raises(UserError, match='the space starts from'):
         library_search(cfg, Budget(latency_ms=1.0), Space.below('v2', 's1'), **options)
+
+
+class Unlike(Ruler):
+    """The last stage takes forty times as long as the table says."""
+
+    @staticmethod
+    def ms(model):
+        backbone = model.backbone
+        parts = parts_of(family_of(backbone), backbone.settings)
+        return HEAD_MS + sum(part_ms('v2')(part) * (40 if part.stage == 3 else 1) for part in parts)
+
+
+def test_a_round_that_removes_too_much_is_repeated(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Clockless, 'meter_class', Unlike)
+    trace = search('v2', tmp_path, '80%', recover=0).trace
+    assert 'is repeated' in capsys.readouterr().err
+    assert abs(trace[-1]['measured'] / (0.8 * trace[0]['measured']) - 1) < 0.05
+    assert [record['number'] for record in trace] == list(range(len(trace)))
+
+
+def test_the_summary_says_what_was_missed_and_what_else_would_do():
+    start, limits = Figures(20.0, 4e6, 1e9, 0), {'latency_ms': 10.0, 'params': 2e6}
+    good = run.summary(Figures(10.2, 1.9e6, 5e8, 0), start, limits, (1.0, 1.01))
+    assert good == (
+        '10.2 ms of 10 ms (measured), 1.9 M of 2 M (measured); 1.90 M parameters, loss 1.010. The start has 20.0 ms, '
+        '4.00 M and 1.000.'
+    )
+    bad = run.summary(Figures(11.0, 1.9e6, 5e8, 0), start, limits, (1.0, 1.2), ['v2_s0'])
+    assert '11 ms of 10 ms (measured) MISSED' in bad
+    assert 'The loss rose by 20%' in bad
+    assert bad.endswith('v2_s0 meets the budget, too, by prediction: train one next to the result before you choose.')
+
+
+def test_a_backbone_that_computes_again_in_backward_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r'with_cp=True; add --cfg-options model\.backbone\.with_cp=False'):
+        search('v2', tmp_path, backbone=dict(with_cp=True))
 
 
 @pytest.mark.parametrize('family', FAMILIES)

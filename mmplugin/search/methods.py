@@ -1,0 +1,90 @@
+"""The methods of ``mmplugin search``: from the command line, and as a function."""
+
+import argparse
+import copy
+import shlex
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from rich.console import Console
+
+from mmplugin.engine.work_dir import locked, prepare_folder
+from mmplugin.errors import UserError
+
+from .budget import Budget
+from .latency import LatencyTable
+from .prune_run import PruneRun
+from .report import prune_report, write_report
+from .result import STATE, Result
+from .run import START, Run
+from .space import Space
+
+METHODS: dict[str, type[Run]] = {run.method: run for run in (PruneRun,)}
+DEFAULTS: dict[str, Any] = dict(
+    method='prune', checkpoint=None, trust=False, of='model', recover=None, images=None, by='latency', resume=False,
+    size=(512, 512), batch=1, mode='fused', device='cpu', threads=None, rounds=10, clock='wall', latency_table=None,
+)  # fmt: skip
+
+
+def search(
+    cfg: Config,
+    budget: Budget,
+    space: Space | None = None,
+    *,
+    table: LatencyTable | None = None,
+    seed: int = 0,
+    work_dir: str | Path = 'work_dirs/search',
+    **options: Any,
+) -> Result:
+    """Search the network of a config that meets a budget.
+
+    Args:
+        cfg: Config, adapted to its data; ``load_from`` names a trained model.
+        budget: What the result may cost.
+        space: What may be searched; all that can be by default.
+        table: Latency table; measured by default.
+        seed: Seed of the search.
+        work_dir: Folder of the result.
+        options: Options of ``mmplugin search``, such as ``size=(512, 512)``, ``recover=100`` or ``rounds=20``.
+    """
+    unknown = sorted(set(options) - set(DEFAULTS))
+    if unknown:
+        raise UserError(f'search() has no option {", ".join(unknown)}; allowed: {", ".join(DEFAULTS)}')
+    cfg = copy.deepcopy(cfg)
+    cfg.work_dir = str(prepare_folder(work_dir))
+    chosen = {**DEFAULTS, **options, 'seed': seed}
+    if chosen['method'] not in METHODS:
+        raise UserError(f'method is {chosen["method"]!r}; allowed: {", ".join(METHODS)}')
+    if table:
+        chosen['size'] = options.get('size') or table.conditions.size
+    with locked(cfg.work_dir):
+        return METHODS[chosen['method']](cfg, argparse.Namespace(**chosen), budget, table, space).run()
+
+
+def run_search(cfg: Config, options: argparse.Namespace, budget: Budget) -> int:
+    """Run the command."""
+    folder = prepare_folder(cfg.work_dir)
+    with locked(folder):
+        if not options.resume:
+            _remove_state(folder)
+        run = METHODS[options.method](cfg, options, budget)
+        result = run.run()
+        write_report(folder / 'report.html', prune_report(result, options, budget, run.published))
+        _remove_state(folder)
+    _show(result, folder, ' --mini' if options.mini else '')
+    return 0
+
+
+def _remove_state(folder: Path) -> None:
+    for name in (STATE, START):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _show(result: Result, folder: Path, mini: str) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(result.summary, markup=False)
+    config, whole = (shlex.quote(str(folder / name)) for name in ('config.py', 'whole.pth'))
+    console.print(f'Wrote {folder}; report.html shows how it was found. Next:', markup=False)
+    console.print(f'  mmplugin train {config}{mini} --cfg-options load_from={whole}', markup=False)
+    console.print(f'  mmplugin test {config} {whole}{mini}', markup=False)
