@@ -139,7 +139,9 @@ READERS = {
     ('convert/checkpoint_io.py', 'torch.load'),  # restricted, unless --trust
     ('convert/hub.py', 'hf_hub_download'),  # writes into the cache; the file is read by checkpoint_io
     ('engine/runner.py', 'CheckpointLoader.load_checkpoint'),  # replaced by use_safe_loader
+    ('data/layouts/yolo.py', 'yaml.load'),  # a SafeLoader without merge keys
     ('engine/runner.py', 'load'),  # a function of engine/weights.py, for what was read
+    ('search/run.py', 'LatencyTable.load'),  # JSON
 }
 NAMES = {
     'load', 'loads', 'load_file', 'load_checkpoint', 'safe_open', 'load_url', 'load_state_dict_from_url', 'Unpickler',
