@@ -192,8 +192,3 @@ class Pools:
             axis = self.axes_of(key, weight.shape)[1]
             if axis:
                 yield key, axis
-
-
-def first(large: Pools, small: Pools) -> dict[str, Tensor]:
-    """Return, for each pool, the first channels of the large network: as many as the small network has."""
-    return {pool: torch.arange(count) for pool, count in small.count.items() if pool in large.count}

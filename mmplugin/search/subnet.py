@@ -11,7 +11,8 @@ from mmplugin.backbones import FAMILIES, DenseBackbone
 from mmplugin.errors import UserError
 from mmplugin.layers.attention_bias import OffsetBias, UpstreamBias
 
-from .pools import Pools, first
+from .pools import Pools
+from .slices import Blocks, Slices, take
 from .space import without_blocks
 
 
@@ -41,53 +42,31 @@ def arguments_of(backbone: DenseBackbone) -> dict[str, Any]:
     return arguments
 
 
-def sliced(pools: Pools, weights: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights of the network that keeps only some channels of each pool."""
-    result = {}
-    for key, weight in weights.items():
-        for dim, axis in enumerate(pools.axes_of(key, weight.shape)):
-            if axis and dim < weight.dim() and any(segment.pool in kept for segment in pools.axes[axis]):
-                weight = weight.index_select(dim, pools.indices(axis, kept).to(weight.device))
-        result[key] = weight.detach().clone()
-    return result
-
-
-def subnet(backbone: DenseBackbone, arch: str | dict, kept: Mapping[str, Tensor] | None = None) -> DenseBackbone:
+def subnet(
+    backbone: DenseBackbone,
+    arch: str | dict,
+    kept: Mapping[str, Tensor] | None = None,
+    blocks: Blocks | None = None,
+) -> DenseBackbone:
     """Return an ordinary backbone of a smaller arch that has slices of ``backbone``'s weights.
 
     Args:
         backbone: The large network. It is not changed.
-        arch: A smaller arch: the same depths, no size larger.
-        kept: For each pool of ``Pools``, the channels to keep; by default, the first ones.
+        arch: A smaller arch: no stage has more blocks, no size is larger.
+        kept: For each pool of ``Pools`` that shrinks, the channels to keep; by default, the first ones.
+        blocks: For each stage, the blocks to keep; by default, the first ones, and of those with attention the last.
     """
-    family = family_of(backbone)
-    large, small = Pools(family, backbone.settings), Pools(family, arch)
-    _check(large, small)
-    kept = first(large, small) if kept is None else kept
+    small = backbone.explicit(arch)
+    slices = Slices(Pools(family_of(backbone), backbone.settings), small, blocks, kept)
     own = backbone.state_dict()
-    result = type(backbone)(small.arch, **arguments_of(backbone))
-    target = result.state_dict()
-    result.load_state_dict(sliced(large, {key: own[key] for key in target}, kept), strict=True)
     first_parameter = next(backbone.parameters())
-    return result.to(first_parameter.device, first_parameter.dtype).train(backbone.training)
-
-
-def _check(large: Pools, small: Pools) -> None:
-    wrong = [
-        key for key in ('depths', 'attention_blocks', 'heads', 'kernels') if large.arch.get(key) != small.arch.get(key)
-    ]
-    if wrong:
-        raise UserError(
-            '; '.join(f'{key} is {small.arch[key]}, but the large network has {large.arch[key]}' for key in wrong)
-            + '. A sub-network has fewer channels, not fewer blocks'
-        )
-    larger = [
-        f'{pool}: {count} of {large.count[pool]}' for pool, count in small.count.items() if count > large.count[pool]
-    ]
-    if larger:
-        raise UserError(
-            f'the arch is no sub-network, it has more channels than the large network: {"; ".join(larger[:8])}'
-        )
+    result = type(backbone)(small, **arguments_of(backbone)).to(first_parameter.device, first_parameter.dtype)
+    weights = {}
+    for key in result.state_dict():
+        source = slices.source(key)
+        weights[key] = take(own[source], slices.selections(source, own[source].shape))
+    result.load_state_dict(weights, strict=True)
+    return result.train(backbone.training)
 
 
 @torch.no_grad()

@@ -146,8 +146,8 @@ def test_every_weight_has_the_axes_that_its_shape_depends_on(family):
 def test_a_larger_arch_is_refused():
     with pytest.raises(UserError, match=r'no sub-network.*hidden.0.0: 80 of 64'):
         subnet(build('v1'), arch_with('v1', ARCHS['v1'], {'hidden.0.0': 80}))
-    with pytest.raises(UserError, match=r'depths is \(1, 1, 1, 2\), but the large network has \(1, 1, 2, 2\)'):
-        subnet(build('v1'), dict(ARCHS['v1'], depths=(1, 1, 1, 2)))
+    with pytest.raises(UserError, match=r'depths is \(1, 1, 3, 2\), but the large network has \(1, 1, 2, 2\)'):
+        subnet(build('v1'), dict(ARCHS['v1'], depths=(1, 1, 3, 2)))
 
 
 @pytest.mark.parametrize('family', FAMILIES)
