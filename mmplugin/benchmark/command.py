@@ -21,7 +21,7 @@ from mmplugin.benchmark.measure import METRICS, Settings, Side
 from mmplugin.benchmark.plot import accuracy_of, plot
 from mmplugin.benchmark.published import ACCURACIES, PUBLISHED, accuracies_of
 from mmplugin.benchmark.results import MES_UNITS, Model, Results, Size, conditions, size_text, tables
-from mmplugin.benchmark.sizes import ARCHS, macs, parameters
+from mmplugin.benchmark.sizes import is_arch, macs, parameters
 from mmplugin.benchmark.subjects import MODES, build, expand, kind_of, short_name, timm_problem
 from mmplugin.errors import UserError
 from mmplugin.tables import show
@@ -41,7 +41,7 @@ def parse(argv: Sequence[str] | None = None, prog: str | None = None) -> argpars
     )
     # fmt: off
     add = parser.add_argument
-    add('names', nargs='+', metavar='NAME', help='v2_s2, evit (a family), all, timm:v2_s2, or a config by path or name')
+    add('names', nargs='+', metavar='NAME', help='v2_s2, evit (a family), all, timm:v2_s2, arch.json, or a config')
     add('--what', nargs='+', choices=METRICS, default=DEFAULT_METRICS, metavar='METRIC',
         help=f'{", ".join(METRICS)}; default: {", ".join(DEFAULT_METRICS)}')
     add('--size', nargs='+', type=size, default=[(512, 512)], metavar='HxW', help='512 (the default), 800x1333, ...')
@@ -181,7 +181,7 @@ def _describe(names: Iterable[str], sizes: Sequence[Size], results: Results) -> 
     for name in names:
         if short_name(name) in [model.name for model in results.models]:
             continue
-        counts = macs(name, sizes) if name in ARCHS else []  # other models cannot be counted without running them
+        counts = macs(name, sizes) if is_arch(name) else []  # other models cannot be counted without running them
         gmacs = {size_text(size): count / 1e9 for size, count in zip(sizes, counts, strict=False)}
         count, published = parameters(build(name, *sizes[0]).model), accuracies_of(short_name(name))
         results.models.append(Model(short_name(name), kind_of(name), count, gmacs, published))

@@ -10,15 +10,33 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmplugin.backbones import FAMILIES, DenseBackbone
+from mmplugin.convert.arch_file import read_arch
 
 ARCHS: dict[str, tuple[Any, str]] = {
     f'{family}_{arch}': (cls, arch) for family, cls in FAMILIES.items() for arch in cls.ARCHS
 }
 
 
+def is_arch(name: str) -> bool:
+    """Return whether a name is one of ``ARCHS``, or an arch in a JSON file."""
+    return name in ARCHS or name.endswith('.json')
+
+
+def class_and_arch(name: str) -> tuple[Any, str | dict[str, Any]]:
+    """Return the class and the arch of a backbone.
+
+    Args:
+        name: One of ``ARCHS``, or a JSON file such as the ``arch.json`` of a search.
+    """
+    if name in ARCHS:
+        return ARCHS[name]
+    family, arch = read_arch(name)
+    return FAMILIES[family], arch
+
+
 def on_meta_device(name: str) -> DenseBackbone:
-    """Build one of ``ARCHS`` without memory for its weights."""
-    cls, arch = ARCHS[name]
+    """Build a backbone without memory for its weights."""
+    cls, arch = class_and_arch(name)
     with torch.device('meta'):
         return cls(arch)
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmplugin.benchmark.sizes import ARCHS
+from mmplugin.benchmark.sizes import ARCHS, class_and_arch, is_arch
 from mmplugin.benchmark.timm_reference import import_timm
 from mmplugin.errors import UserError
 
@@ -37,7 +37,9 @@ def expand(names: Sequence[str]) -> list[str]:
 
 
 def short_name(name: str) -> str:
-    """Return the name of a config without folder and ``.py``, or any other name as it is."""
+    """Return a config without folder and ``.py``, a JSON file with its folder, or any other name as it is."""
+    if name.endswith('.json'):
+        return '/'.join(Path(name).parts[-2:])  # searches call all of theirs arch.json
     return Path(name).name.removesuffix('.py')
 
 
@@ -45,12 +47,12 @@ def kind_of(name: str) -> str:
     """Return ``backbone``, ``detector`` or ``segmentor``.
 
     Args:
-        name: An arch such as ``v2_s2``, ``timm:v2_s2``, or a config by path or name.
+        name: An arch such as ``v2_s2``, ``timm:v2_s2``, a JSON file with an arch, or a config by path or name.
     """
     from mmplugin.config_edits import is_segmentation
 
     arch = name.removeprefix('timm:')
-    if arch in ARCHS:
+    if arch in ARCHS or is_arch(name):
         return 'backbone'
     if name.startswith('timm:'):
         raise UserError(f"timm has no counterpart of '{arch}'; allowed after timm: are {', '.join(ARCHS)}")
@@ -62,8 +64,8 @@ def build(name: str, height: int, width: int) -> Subject:
     kind, arch = kind_of(name), name.removeprefix('timm:')
     if kind != 'backbone':
         return from_config(_load_config(name), height, width)
-    if name in ARCHS:
-        cls, variant = ARCHS[name]
+    if is_arch(name):
+        cls, variant = class_and_arch(name)
         return from_backbone(cls(variant, drop_path_rate=0.0))
     return from_backbone(TimmBackbone(arch, height, width))
 
@@ -132,7 +134,7 @@ def _load_config(name: str) -> Any:
     try:
         cfg = load_config(name)
     except UserError as error:
-        raise UserError(f"'{name}' is neither an arch such as v2_s2 nor a config. {error}") from error
+        raise UserError(f"'{name}' is neither an arch such as v2_s2, nor a JSON file, nor a config. {error}") from error
     if 'backbone' not in cfg.model:
         raise UserError(f'{name} has no model.backbone. Only detectors and segmentors with a backbone can be measured.')
     cfg.model.backbone.init_cfg = None  # speed does not depend on the weights

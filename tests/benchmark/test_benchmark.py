@@ -12,7 +12,8 @@ from rich.progress import Progress
 from torch import nn
 
 from mmplugin import cli
-from mmplugin.benchmark import command, measure, plot, results, subjects
+from mmplugin.backbones import FAMILIES
+from mmplugin.benchmark import command, measure, plot, results, sizes, subjects
 from mmplugin.benchmark.measure import Settings, Side
 from mmplugin.benchmark.results import Measurement, Model, OperatorShare, Results
 from mmplugin.errors import UserError
@@ -23,7 +24,10 @@ TINY = ('evit_m0', '--size', '32', '--rounds', '1')
 @pytest.mark.parametrize(
     ('argv', 'message'),
     [
-        (['v2_s9'], "'v2_s9' is neither an arch such as v2_s2 nor a config. Config 'v2_s9' not found"),
+        (
+            ['v2_s9'],
+            "'v2_s9' is neither an arch such as v2_s2, nor a JSON file, nor a config. Config 'v2_s9' not found",
+        ),
         (['timm:v2_s9'], "no counterpart of 'v2_s9'; allowed after timm: are v1_l1"),
         (['v2_s0', '--modes', 'fast'], '--modes: fast: allowed are eager, fused'),
         (['v2_s0', '--modes', 'fused+fused'], '--modes: fused+fused: allowed are eager, fused'),
@@ -269,6 +273,16 @@ def test_timms_side_gives_maps_of_the_same_shapes_at_other_sizes(timm, arch):
     with torch.inference_mode():
         ours, theirs = ([tuple(feature.shape) for feature in side(x)] for side in sides)
     assert ours == theirs
+
+
+def test_an_arch_from_a_file_is_measured_like_a_name(tmp_path):
+    path = tmp_path / 'found/arch.json'
+    path.parent.mkdir()
+    path.write_text(json.dumps(dict(type='EfficientFormerV2', arch=FAMILIES['v2'].explicit('s0'))))
+    name = str(path)
+    assert (subjects.kind_of(name), subjects.short_name(name)) == ('backbone', 'found/arch.json')
+    assert sizes.macs(name, [(64, 96)]) == sizes.macs('v2_s0', [(64, 96)])
+    assert sizes.parameters(subjects.build(name, 64, 96).model) == sizes.parameters(sizes.on_meta_device('v2_s0'))
 
 
 @pytest.mark.parametrize('name', ['maskrcnn_v2_s0', 'retinanet_evit_m0', 'semfpn_v2_s0'])
