@@ -8,6 +8,7 @@ import argparse
 import csv
 import io
 import json
+import logging
 import math
 import shlex
 import warnings
@@ -200,6 +201,7 @@ def _notes(folder: Path) -> dict[str, Any]:
 
 def write_onnx(network: nn.Module, x: Tensor, path: Path) -> None:
     """Write a network as one ONNX file."""
+    logging.getLogger('torch.onnx').setLevel(logging.ERROR)  # it warns that torchvision's operators are not there
     with redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter('ignore')
         program: Any = torch.onnx.export(network, (x,), dynamo=True, input_names=['image'], verbose=False)

@@ -64,6 +64,42 @@ def test_gates_are_the_derivatives_by_factors_of_what_reads_a_channel(family):
         assert float(scores.gates[pool][0, channel]) == pytest.approx(slope, rel=1e-4, abs=1e-7)
 
 
+QUERIES = {  # pool of keys, the module whose output has the queries, and the channel of the pool in it
+    'v1': ('key.3.1.2', 'stages.3.blocks.1.token_mixer.qkv', lambda size, heads: 2 * (heads // 8)),
+    'v2': ('key.3.1.2', 'stages.3.blocks.1.token_mixer.q', lambda size, heads: 2 * size),
+    'evit': ('key.1.0.2', 'stages.1.blocks.0.mixer.dws.2', lambda size, heads: 0),
+}
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_gates_of_keys_are_the_derivatives_by_factors_of_the_queries(family):
+    """A product of queries and keys loses a channel when the queries have none there."""
+    model = Regressor(build(family)).double().eval()
+    pools, batch, step = Pools(family, ARCHS[family]), [t.double() for t in batches(1)[0]], 1e-5
+    pool, name, offset = QUERIES[family]
+    gates = taylor(model, pools, {}, [batch], loss_of(model)).gates[pool][0]
+    module = model.backbone.get_submodule(name)
+
+    def loss_with(channel, factor):
+        def scale(module, args, output):
+            dim = -1 if family == 'v1' else 1  # tokens, or maps
+            index = offset(pools.count[pool], output.shape[dim]) + channel
+            output = output.clone()
+            output.select(dim, index).mul_(factor)
+            return output
+
+        hook = module.register_forward_hook(scale)
+        with torch.no_grad():
+            loss = float(loss_of(model)(batch))
+        hook.remove()
+        return loss
+
+    for channel in (0, 3):
+        slope = (loss_with(channel, 1 + step) - loss_with(channel, 1 - step)) / (2 * step)
+        assert float(gates[channel]) == pytest.approx(slope, rel=1e-3, abs=1e-9)
+    assert slope != 0
+
+
 @pytest.mark.parametrize('family', FAMILIES)
 def test_dead_channels_leave_first(family):
     model = Regressor(build(family)).eval()
