@@ -31,6 +31,9 @@ COMMANDS = {
     'search': Command(
         'mmplugin.search.command:main', 'CONFIG --target-latency 20ms', 'find the best network for this machine'
     ),
+    'export': Command(
+        'mmplugin.deploy.command:main', 'CONFIG CHECKPOINT', 'write a file that runs without PyTorch, and prove it'
+    ),
     'doctor': Command('mmplugin.doctor:main', '', 'check the environment and print fixes'),
 }
 

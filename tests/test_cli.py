@@ -19,6 +19,7 @@ TOOLS = {
     'check_data': 'check-data',
     'benchmark': 'benchmark',
     'search': 'search',
+    'export': 'export',
 }
 
 

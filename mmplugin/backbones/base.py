@@ -201,7 +201,8 @@ class DenseBackbone(nn.Module):
                 f'both sides must be {self.MIN_SIZE} or more: pad or enlarge it'
             )
         # The layout in which CPUs and tensor cores run 1x1 and depthwise convolutions without reordering.
-        x = self.stem(x.contiguous(memory_format=torch.channels_last))
+        # Other runtimes choose their own.
+        x = self.stem(x if torch.compiler.is_exporting() else x.contiguous(memory_format=torch.channels_last))
         features = {}
         for i, stage in enumerate(self.stages):
             x = stage(x)

@@ -63,6 +63,8 @@ def pooling_residual(x: Tensor, scale: Tensor) -> Tensor:
     """Return ``x + scale * (mean3x3(x) - x)``, the token mixer of a pool block with its residual, in one pass."""
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         return PoolingResidual.apply(x, scale)
+    if torch.compiler.is_exporting():  # lerp would become four operators, one of which ExecuTorch cannot run
+        return x + scale * (mean3x3(x) - x)
     return torch.lerp(x, mean3x3(x), scale)
 
 

@@ -20,7 +20,9 @@ from mmplugin.layers import (
     OffsetBias,
     bias_windows,
     cached_constant,
+    ceil_div,
     drop_path_rates,
+    is_symbolic,
     resize_matrix,
 )
 
@@ -90,6 +92,8 @@ class WindowBias(OffsetBias):
 
     def _matrix(self, height: int, width: int) -> Tensor:
         offsets = self._offsets(height, width)
+        if torch.compiler.is_exporting():
+            return self.rows(offsets, height, width, 1)
         # A full window does not depend on the image size, so even a compiler may see a window of the table.
         full = height == width == WINDOW
         windows = bias_windows(offsets, WINDOW, WINDOW) if full else self.rows(offsets, height, width, 1)
@@ -100,7 +104,7 @@ def split_windows(x: Tensor) -> Tensor:
     """Pad a map (B, C, H, W) to whole windows and cut it: (B * rows * columns, C, WINDOW, WINDOW), channels last."""
     batch, channels, height, width = x.shape
     # Ceil-division lets torch.compile prove, for symbolic sizes, that the windows tile the padded map.
-    rows, columns = -(-height // WINDOW), -(-width // WINDOW)
+    rows, columns = ceil_div(height, WINDOW), ceil_div(width, WINDOW)
     x = F.pad(x, (0, columns * WINDOW - width, 0, rows * WINDOW - height)).permute(0, 2, 3, 1)  # (B, H', W', C)
     x = x.view(batch, rows, WINDOW, columns, WINDOW, channels).transpose(2, 3)  # (B, rows, columns, 7, 7, C)
     return x.reshape(-1, WINDOW, WINDOW, channels).permute(0, 3, 1, 2)
@@ -108,10 +112,12 @@ def split_windows(x: Tensor) -> Tensor:
 
 def join_windows(x: Tensor, batch: int, height: int, width: int) -> Tensor:
     """Undo ``split_windows``: (B * rows * columns, C, WINDOW, WINDOW) to (B, C, H, W), channels last."""
-    rows, columns = -(-height // WINDOW), -(-width // WINDOW)
+    rows, columns = ceil_div(height, WINDOW), ceil_div(width, WINDOW)
     x = x.permute(0, 2, 3, 1).reshape(batch, rows, columns, WINDOW, WINDOW, -1).transpose(2, 3)
     x = x.reshape(batch, rows * WINDOW, columns * WINDOW, -1)  # (B, H', W', C)
     x = x.permute(0, 3, 1, 2)[..., :height, :width]
+    if torch.compiler.is_exporting():
+        return x
     # contiguous() copies only if there is padding to crop; in a graph that would be a guard on the image size.
     copy = Tensor.clone if torch.compiler.is_compiling() else Tensor.contiguous
     return copy(x, memory_format=torch.channels_last)
@@ -137,7 +143,8 @@ class CascadedGroupAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to the same shape."""
         batch, _, height, width = x.shape
-        if height <= WINDOW and width <= WINDOW:
+        # A file for any image size cannot have both branches: it has windows, and says from which size on it is right.
+        if not is_symbolic(height, width) and height <= WINDOW and width <= WINDOW:
             x = self.attend(x)
         else:
             x = join_windows(self.attend(split_windows(x)), batch, height, width)

@@ -11,7 +11,8 @@ A chunk is some rows of queries against all keys. ``LOGITS`` in a name below cou
 | torch.compile, inference              | one custom operator, ``mmplugin::attend``, that runs the two rows above      |
 | torch.compile, training; torch.export | all rows at once: a number of chunks would tie the graph to one size         |
 
-Within a chunk, a GPU uses ``F.scaled_dot_product_attention`` unless heads talk; all else is plain matrix products.
+Within a chunk, a GPU uses ``F.scaled_dot_product_attention`` unless heads talk; all else is plain matrix products. An
+exported file reads the bias by an index, so keys and values keep their order.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .attention_bias import OffsetBias, UpstreamBias
+from .attention_bias import OffsetBias, UpstreamBias, ceil_div
 
 # Logits (all heads, a chunk of queries, all keys) of one image that are in memory at once; 4 M floats are 16 MB.
 MAX_LOGITS = 4 * 2**20
@@ -52,7 +53,7 @@ class _Geometry(NamedTuple):
     @property
     def row(self) -> int:
         """Return the number of queries in a row."""
-        return -(-self.width // self.stride)
+        return ceil_div(self.width, self.stride)
 
 
 def compiled_for_inference() -> bool:
@@ -86,7 +87,8 @@ def attend(
     """
     geometry = _Geometry(bias.by_offset, bias.stride, *size)
     table = bias.offsets(*size)
-    if bias.by_offset:  # with the keys in reverse order, the bias of a query is a view into the table
+    # With the keys in reverse order, the bias of a query is a view into the table.
+    if bias.by_offset and not torch.compiler.is_exporting():
         k, v = k.flip(3), v.flip(3)
     heads = after_bias = None
     if talking_heads is not None:

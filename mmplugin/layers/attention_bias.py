@@ -16,17 +16,28 @@ MAX_CACHED_CONSTANTS = 256
 _CACHE_LOCK = threading.Lock()
 
 
+def ceil_div(size: int, stride: int) -> int:
+    """Return ``ceil(size / stride)`` without a negative number, whose division ONNX rounds towards zero."""
+    return (size - 1) // stride + 1
+
+
+def is_symbolic(*sizes: object) -> bool:
+    """Return whether one of these is the symbolic size of a file for images of any size."""
+    return torch.compiler.is_exporting() and any(isinstance(size, torch.SymInt) for size in sizes)
+
+
 def cached_constant(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Cache a function that computes a constant matrix, safe with torch.export and torch.compile.
 
     torch.export runs the model on fake tensors, and a cached fake tensor would break every later call. The matrix is
-    therefore computed outside of the trace and enters it as a constant. torch.compile traces the function instead.
+    therefore computed outside of the trace and enters it as a constant. torch.compile traces the function instead, and
+    so does torch.export for symbolic sizes.
     """
     cache: dict[tuple, Tensor] = {}
 
     @wraps(function)
     def call(*args) -> Tensor:
-        if torch.compiler.is_dynamo_compiling():
+        if torch.compiler.is_dynamo_compiling() or is_symbolic(*args):
             return function(*args)
         matrix = cache.get(args)
         if matrix is None:
@@ -48,6 +59,22 @@ def resize_matrix(size_in: int, size_out: int, align_corners: bool, device: torc
     eye = torch.eye(size_in, dtype=torch.float64)[None, None]
     matrix = F.interpolate(eye, size=(size_in, size_out), mode='bicubic', align_corners=align_corners)[0, 0].T
     return matrix.to(device, dtype).contiguous()
+
+
+@cached_constant
+def offset_index(height: int, width: int, stride: int, device: torch.device) -> Tensor:
+    """Return the entry of ``OffsetBias.offsets`` for each pair of query and key, flat: (queries * keys,), int32.
+
+    All layers of an exported file with the same map share it. It is small, whereas a matrix of biases would be a
+    constant of ``heads * queries * keys`` numbers in each layer.
+    """
+
+    def offsets(size: int) -> Tensor:  # (queries, keys)
+        queries = torch.arange(ceil_div(size, stride), dtype=torch.int32, device=device) * stride
+        return queries[:, None] - torch.arange(size, dtype=torch.int32, device=device) + (size - 1)
+
+    rows, columns = offsets(height), offsets(width)
+    return (rows[:, None, :, None] * (2 * width - 1) + columns[None, :, None, :]).flatten()
 
 
 def bias_windows(table: Tensor, height: int, width: int, stride: int = 1) -> Tensor:
@@ -101,11 +128,19 @@ class OffsetBias(nn.Module):
     def forward(self, height: int, width: int) -> Tensor:
         """Return the bias (heads, queries, keys) for a key map of ``height`` x ``width``."""
         windows = self.rows(self.offsets(height, width), height, width, self.stride)
+        if torch.compiler.is_exporting():
+            return windows
         return windows.flip(3, 4).reshape(self.heads, -1, height * width)
 
     @staticmethod
     def rows(table: Tensor, height: int, width: int, stride: int, start: int = 0, stop: int | None = None) -> Tensor:
-        """Return the ``bias_windows`` of the query rows from ``start`` to ``stop`` of ``offsets``."""
+        """Return the ``bias_windows`` of the query rows from ``start`` to ``stop`` of ``offsets``.
+
+        In an exported file, where ``start`` and ``stop`` are those of the map, return the bias (heads, queries, keys).
+        """
+        if torch.compiler.is_exporting():
+            bias = table.flatten(1).index_select(1, offset_index(height, width, stride, table.device))
+            return bias.unflatten(1, (ceil_div(height, stride) * ceil_div(width, stride), height * width))
         if torch.compiler.is_compiling():  # a window's size would tie the graph to one image size: index instead
             rows, columns = (_window_indices(size, stride, table.device) for size in (height, width))
             return table[:, rows][..., columns].transpose(2, 3)
@@ -136,6 +171,8 @@ class OffsetBias(nn.Module):
 
     def _offsets(self, height: int, width: int) -> Tensor:
         table = self.table.view(self.heads, self.grid, self.grid)
+        if is_symbolic(height, width):
+            return self.signed(F.interpolate(table[None], (height, width), mode='bicubic', align_corners=True)[0])
         rows = resize_matrix(self.grid, height, True, table.device, table.dtype)
         columns = resize_matrix(self.grid, width, True, table.device, table.dtype)
         return self.signed(rows @ table @ columns.T)
@@ -168,14 +205,14 @@ class UpstreamBias(OffsetBias):
     @staticmethod
     def rows(table: Tensor, height: int, width: int, stride: int, start: int = 0, stop: int | None = None) -> Tensor:
         """Return (heads, queries, keys) for the query rows from ``start`` to ``stop``, keys in normal order."""
-        row = -(-width // stride)
+        row = ceil_div(width, stride)
         return table[:, start * row : None if stop is None else stop * row]
 
     def _offsets(self, height: int, width: int) -> Tensor:
         table = self.signed(self.table.view(self.heads, self.grid, self.grid))
         windows = bias_windows(table, self.grid, self.grid, self.stride)
         matrix = windows.flip(3, 4).reshape(self.heads, -1, self.grid**2)
-        queries = -(-height // self.stride) * -(-width // self.stride)
+        queries = ceil_div(height, self.stride) * ceil_div(width, self.stride)
         return F.interpolate(matrix[None], size=(queries, height * width), mode='bicubic', align_corners=False)[0]
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from math import log2
 
+import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor, nn
@@ -100,7 +101,8 @@ class UpsampledFPN(BaseModule):
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Return the maps in the order of ``out_strides``."""
-        self._check_inputs(inputs)
+        if not torch.compiler.is_exporting():  # comparing symbolic sizes would tie the graph to some of them
+            self._check_inputs(inputs)
         laterals = [conv(x) for conv, x in zip(self.lateral_convs, inputs[self.first :], strict=True)]
         for i in range(len(laterals) - 1, 0, -1):
             size = laterals[i - 1].shape[-2:]

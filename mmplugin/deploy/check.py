@@ -1,0 +1,209 @@
+"""The proof of an exported file: its answers beside those of PyTorch, on images of the config's data."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from mmplugin.deploy.metadata import Metadata
+from mmplugin.deploy.samples import Data, Reference, Sample, Score, as_data_sample
+from mmplugin.engine.result_tables import HEADLINES
+
+BOX_TOLERANCE = 0.05  # pixels of the original image
+SCORE_TOLERANCE = 1e-4
+FEATURE_TOLERANCE = 5e-5  # of the largest value of a map
+METRIC_TOLERANCE = {'AP': 0.0005, '%': 0.05}  # of AP, of percentages
+NOISE = 1e-6  # relative change of the input whose effect a file may have, too
+COMPARED = 8  # images whose answers are compared one by one, half of them at other sizes
+ROUNDS = 5  # of timing
+
+
+@dataclass
+class Comparison:
+    """How two lists of answers differ.
+
+    Args:
+        errors: Largest difference by output: boxes in pixels, scores, masks and features as they are.
+        lost: Objects or pixels of the first list that are not in the second one.
+        total: Objects or pixels of the first list.
+    """
+
+    errors: dict[str, float] = field(default_factory=dict)
+    lost: int = 0
+    total: int = 0
+
+    def note(self, name: str, error: float) -> None:
+        """Keep the largest difference."""
+        self.errors[name] = max(self.errors.get(name, 0.0), float(error))
+
+
+@dataclass
+class Proof:
+    """The result of a check.
+
+    Args:
+        runtime: Name and version of the runtime.
+        file: The file beside PyTorch.
+        noise: PyTorch beside itself, after a change of the input by ``NOISE``.
+        before: Metrics of PyTorch; empty if there is no data.
+        after: Metrics of the file.
+        images: Images of the metrics.
+        milliseconds: Median time of one image, in PyTorch and in the runtime.
+        problems: What is wrong; a file without problems is proven.
+    """
+
+    runtime: str
+    file: Comparison = field(default_factory=Comparison)
+    noise: Comparison = field(default_factory=Comparison)
+    before: dict[str, float] = field(default_factory=dict)
+    after: dict[str, float] = field(default_factory=dict)
+    images: int = 0
+    milliseconds: tuple[float, float] = (float('nan'), float('nan'))
+    problems: list[str] = field(default_factory=list)
+
+
+def other_sizes(size: Sequence[int], least: Sequence[int], dynamic: bool) -> list[tuple[int, int]]:
+    """Return three sizes to compare at besides the traced one, the first of them odd.
+
+    A file of a fixed size gets images that leave some of it empty.
+    """
+    height, width = size
+    if not dynamic:
+        found = [(height * 3 // 4 | 1, width * 7 // 8 | 1), (height, width * 2 // 3), (height // 2, width)]
+        return [(max(least[0], min(h, height)), max(least[0], min(w, width))) for h, w in found]
+    found = [(height * 3 // 4 | 1, width * 5 // 4 | 1), (height * 5 // 4, width), (height, width * 3 // 2)]
+    found = [(max(least[0], h), max(least[0], w)) for h, w in found]
+    return [(h, w) if max(h, w) >= least[1] else (h, least[1] | 1) for h, w in found]
+
+
+def compare_objects(expected: Any, found: Any, result: Comparison) -> None:
+    """Match the objects of two data samples: each to the nearest one of the same class that is left."""
+    one, other = expected.pred_instances.numpy(), found.pred_instances.numpy()
+    free = np.ones(len(other.scores), bool)
+    result.total += len(one.scores)
+    for i, (box, score, label) in enumerate(zip(one.bboxes, one.scores, one.labels, strict=True)):
+        distance = np.abs(other.bboxes - box).max(1, initial=0.0) + np.abs(other.scores - score)
+        distance[~free | (other.labels != label)] = np.inf
+        j = int(distance.argmin()) if len(distance) else -1
+        if j < 0 or not np.isfinite(distance[j]):
+            result.lost += 1
+            continue
+        errors = np.abs(other.bboxes[j] - box).max(), abs(float(other.scores[j] - score))
+        if errors[0] > BOX_TOLERANCE or errors[1] > SCORE_TOLERANCE:
+            result.lost += 1
+            continue
+        free[j] = False
+        result.note('boxes', errors[0])
+        result.note('scores', errors[1])
+        if 'masks' in one:
+            result.note('mask pixels', int((np.asarray(one.masks[i]) != np.asarray(other.masks[j])).sum()))
+    result.lost += int(free.sum())  # objects that only the file has
+
+
+def compare_maps(expected: Any, found: Any, result: Comparison) -> None:
+    """Count the pixels whose classes differ."""
+    one, other = (np.asarray(sample.pred_sem_seg.data.cpu()).squeeze() for sample in (expected, found))
+    result.lost += int((one != other).sum()) if one.shape == other.shape else one.size
+    result.total += one.size
+
+
+def prove(
+    run: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]],
+    runtime: str,
+    reference: Reference,
+    data: Data,
+    metadata: Metadata,
+    with_metrics: bool = True,
+) -> Proof:
+    """Compare a file with PyTorch.
+
+    Args:
+        run: The file in a runtime.
+        runtime: Name and version of the runtime.
+        reference: The model in PyTorch.
+        data: Images.
+        metadata: The metadata of the file.
+        with_metrics: Whether to compute AP or mIoU; if not, the file is compared image by image only.
+    """
+    proof = Proof(runtime)
+    size = None if metadata.dynamic else metadata.size
+    compare = compare_maps if metadata.kind == 'classes' else compare_objects
+
+    def answer(sample: Sample) -> Any:
+        return as_data_sample(run(sample.inputs(size)), sample, metadata)
+
+    others = other_sizes(metadata.size, metadata.min_size, metadata.dynamic)
+    firsts = list(data.samples(COMPARED // 2))
+    for i, sample in enumerate([*firsts, *(sample.resized(*others[i % 3]) for i, sample in enumerate(firsts))]):
+        expected = reference(sample)
+        compare(expected, answer(sample), proof.file)
+        compare(expected, reference(sample, NOISE), proof.noise)
+        if i == 0:
+            traced = sample if metadata.dynamic else sample.resized(*metadata.size)
+            proof.milliseconds = alternate(partial(reference, traced), partial(run, traced.inputs(size)))
+    if with_metrics:
+        before, after = Score(data), Score(data)
+        for sample in data.samples():
+            before.add(reference(sample))
+            after.add(answer(sample))
+        proof.before, proof.after, proof.images = before.values(), after.values(), before.count
+    judge_(proof, metadata)
+    return proof
+
+
+def alternate(one: Callable[[], object], other: Callable[[], object]) -> tuple[float, float]:
+    """Return the median milliseconds of two calls that take turns."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for call in (one, other):
+        call()
+    for _ in range(ROUNDS):
+        for call, found in zip((one, other), times, strict=True):
+            start = time.perf_counter()
+            call()
+            found.append((time.perf_counter() - start) * 1e3)
+    return statistics.median(times[0]), statistics.median(times[1])
+
+
+def judge_(proof: Proof, metadata: Metadata) -> None:
+    """Add what is wrong to the problems of a proof."""
+    file, unit = proof.file, 'pixels' if metadata.kind == 'classes' else 'objects'
+    # Two answers that are almost equal may change places: at most as often as after a change of the input by rounding,
+    # with one in 200 objects, or in 100,000 pixels, for chance.
+    allowed = proof.noise.lost + file.total // (100_000 if metadata.kind == 'classes' else 200)
+    if file.lost > allowed:
+        proof.problems.append(
+            f'{file.lost} of {file.total} {unit} differ (PyTorch after a change of its input by {NOISE:g}: '
+            f'{proof.noise.lost})'
+        )
+    if not file.total:
+        proof.problems.append('PyTorch finds no object in the images, so nothing could be compared; train longer')
+    if (pixels := file.errors.get('mask pixels', 0)) > max(4, 2 * proof.noise.errors.get('mask pixels', 0)):
+        proof.problems.append(f'{pixels:.0f} pixels of a mask differ')
+    for name, text, before, after in headlines(proof):
+        if not abs(before - after) <= METRIC_TOLERANCE['%' if '%' in text else 'AP']:
+            proof.problems.append(f'{text} is {after:.4f} instead of {before:.4f} ({name})')
+
+
+def headlines(proof: Proof) -> list[tuple[str, str, float, float]]:
+    """Return the name, the text and both values of each metric that a report shows."""
+    found = []
+    for name, before in proof.before.items():
+        text = HEADLINES.get(name.rpartition('/')[2])
+        if text:
+            found.append((name, text, float(before), float(proof.after.get(name, float('nan')))))
+    return found
+
+
+def compare_features(expected: Sequence[Any], found: dict[str, np.ndarray], result: Comparison) -> None:
+    """Note the largest difference of each map, relative to its largest value."""
+    for (name, value), reference in zip(found.items(), expected, strict=True):
+        one = reference.numpy()
+        scale = max(1.0, float(np.abs(one).max()))
+        error = float(np.abs(one - value).max()) / scale if one.shape == value.shape else float('inf')
+        result.note(name, error)
+        result.total += 1
+        result.lost += not error <= FEATURE_TOLERANCE

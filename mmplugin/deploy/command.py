@@ -1,0 +1,262 @@
+"""The command ``export``: a trained model as a file that runs without PyTorch, checked against PyTorch."""
+
+import argparse
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from mmplugin.deploy import export
+from mmplugin.deploy.check import Proof, compare_features, headlines, other_sizes, prove
+from mmplugin.deploy.metadata import INPUTS, Metadata
+from mmplugin.deploy.models import WHATS, Choice, Traceable, least_sides, traceable
+from mmplugin.engine.cfg_options import CfgOptions
+from mmplugin.engine.config import load_config
+from mmplugin.engine.data_options import add_data_arguments, data_options
+from mmplugin.errors import UserError
+from mmplugin.tables import Table, show
+
+SUFFIXES = {'onnx': '.onnx', 'openvino': '.xml', 'pt2': '.pt2'}
+RUNTIME = {'onnx': 'onnxruntime', 'openvino': 'openvino', 'pt2': 'torch'}
+DEFAULT_SIZE = (512, 512)
+IMAGES = 100  # of AP or mIoU
+
+
+def parse(argv: Sequence[str] | None = None, prog: str | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        prog=prog, description='Export a trained model to a file that runs without PyTorch, and compare both.'
+    )
+    add = parser.add_argument
+    add('config', help='a file, or the name of a config: maskrcnn_v2_s2, semfpn_evit_m4, ...')
+    add('checkpoint', help='the weights of the whole model, such as epoch_12.pth')
+    add('--out', metavar='FILE', help='the file to write; default: NAME-HEIGHTxWIDTH.onnx, or NAME-dynamic.onnx')
+    add('--format', choices=SUFFIXES, default='onnx', help='(%(default)s)')
+    add('--size', type=_size, metavar='HxW', help='512x512 (the default), ...; with --mini that of its images')
+    add('--dynamic', action='store_true', help='a file for images of any size')
+    add('--what', choices=WHATS, default='model', help='the whole model, or a part that returns maps (%(default)s)')
+    add('--input', choices=INPUTS, help='take images (the default), or normalized tensors')
+    add('--score-thr', type=float, metavar='S', help='lowest score of an object; default: that of the config')
+    add('--max-boxes', type=_positive, metavar='N', help='most objects of an image; default: that of the config')
+    add('--logits', action='store_true', help='segmentation: return logits in place of classes')
+    add('--images', type=_positive, metavar='N', help=f'test images that AP or mIoU is measured on ({IMAGES})')
+    add('--no-metrics', action='store_true', help='compare a few images only, without AP or mIoU')
+    add('--mini', action='store_true', help='the checkpoint was trained with --mini')
+    add_data_arguments(parser)
+    add('--cfg-options', nargs='+', action=CfgOptions, help='other settings of the config: key=value')
+    add('--trust', action='store_true', help='run code that checkpoints may contain; only for files you trust')
+    return parser.parse_args(argv)
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r'(\d+)(?:x(\d+))?', text)
+    sides = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not 32 <= min(sides) <= max(sides) <= export.LARGEST:
+        raise argparse.ArgumentTypeError(
+            f'{text}: expected height x width, such as 480x640, or one number for both; 32 to {export.LARGEST}'
+        )
+    return sides
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text}: expected a whole number from 1')
+    return int(text)
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Run the command; return 0 if the file is proven."""
+    options = parse(argv, prog)
+    _refuse_impossible(options)
+    export.require_packages(options.format)
+    cfg = load_config(
+        options.config,
+        mini=options.mini,
+        data_root=options.data_root,
+        classes=options.classes.split(',') if options.classes else None,
+        data_options=data_options(options),
+        cfg_options=options.cfg_options,
+    )
+    from mmplugin import Predictor
+
+    predictor = Predictor(cfg, options.checkpoint, device='cpu', trust=options.trust)
+    Exporter(options, cfg, predictor).run()
+    return 0
+
+
+def _refuse_impossible(options: argparse.Namespace) -> None:
+    """Raise a ``UserError`` for options that contradict each other, before anything is loaded."""
+    part = options.what != 'model'
+    if part and options.input == 'image':
+        raise UserError(f'--what {options.what} takes tensors; omit --input image')
+    for name in ('score_thr', 'max_boxes', 'logits'):
+        if part and getattr(options, name) not in (None, False):
+            raise UserError(f'--{name.replace("_", "-")} is for whole models; omit it with --what {options.what}')
+    if options.out and Path(options.out).suffix != SUFFIXES[options.format]:
+        raise UserError(
+            f'--out {options.out}: a file of the format {options.format} must end in {SUFFIXES[options.format]}'
+        )
+    if options.score_thr is not None and not 0 <= options.score_thr <= 1:
+        raise UserError(f'--score-thr {options.score_thr}: expected a number from 0 to 1')
+
+
+class Exporter:
+    """One run of the command.
+
+    Args:
+        options: The parsed arguments.
+        cfg: The config.
+        predictor: The trained model.
+    """
+
+    def __init__(self, options: argparse.Namespace, cfg: Any, predictor: Any):
+        from mmplugin.deploy.samples import resize_rule
+
+        self.options, self.cfg, self.predictor = options, cfg, predictor
+        self.console = Console(highlight=False)
+        self.rule = resize_rule(cfg)
+        self.data = self._find_data()
+        self.name = Path(options.config).stem
+        size = options.size or self._default_size()
+        self.choice = Choice(
+            what=options.what,
+            input=options.input or ('image' if options.what == 'model' else 'tensor'),
+            size=size,
+            dynamic=options.dynamic,
+            score_threshold=options.score_thr,
+            max_boxes=options.max_boxes,
+            logits=options.logits,
+        )
+        label = 'dynamic' if options.dynamic else f'{size[0]}x{size[1]}'
+        part = '' if options.what == 'model' else f'-{options.what}'
+        self.path = Path(options.out or f'{self.name}{part}-{label}{SUFFIXES[options.format]}')
+
+    def _find_data(self) -> Any:
+        """Return the test set of the config, else the built-in images without their annotations."""
+        from mmplugin.deploy.samples import Data
+        from mmplugin.engine.test import require_data
+
+        if self.options.what != 'model':
+            return None
+        require_data(self.cfg)
+        return Data(self.cfg, self.options.images or IMAGES)
+
+    def _default_size(self) -> tuple[int, int]:
+        if not self.options.mini or self.data is None:
+            return DEFAULT_SIZE
+        sizes = [sample.image.shape[:2] for sample in self.data.samples()]
+        height, width = (-(-max(sides) // 32) * 32 for sides in zip(*sizes, strict=True))
+        if self.options.dynamic:  # the file works from there on
+            least = least_sides(self.predictor.model.backbone, dynamic=True)
+            if max(height, width) < least[1]:
+                raise UserError(
+                    f'--dynamic: this backbone needs images with a side of {least[1]} pixels or more, and the config '
+                    f'resizes images to {height}x{width}. Omit --dynamic: files of a fixed size have no such limit'
+                )
+        return height, width
+
+    def run(self) -> None:
+        """Write the file, compare it with PyTorch, and print the result."""
+        from mmplugin.deploy.runtimes import Pt2, open_file
+
+        found = traceable(
+            self.predictor.model, self.predictor.classes, self.choice, self.name, self.options.checkpoint, self.rule
+        )
+        self.console.print(f'Exporting {escape(str(self.path))}', soft_wrap=True)
+        program = export.trace(found.module, list(found.inputs.values()), found.sides, found.metadata.min_size[0])
+        self._write(program, found)
+        kind = self.options.format
+        run = Pt2(self.path, found.outputs) if kind == 'pt2' else open_file(self.path, RUNTIME[kind])
+        try:
+            proof = self._prove(run, found)
+        except BaseException:
+            self._discard()
+            raise
+        show([self._table(proof, found.metadata)], self.console)
+        if proof.problems:
+            self._discard()
+            raise UserError(
+                f'{self.path} was not kept, because its answers are not those of PyTorch: {"; ".join(proof.problems)}'
+            )
+        self.console.print(f'Proven: {escape(str(self.path))}', soft_wrap=True)
+
+    def _write(self, program: Any, found: Traceable) -> None:
+        kind = self.options.format
+        if kind == 'pt2':
+            export.write_pt2(program, found.metadata, self.path)
+            return
+        target = self.path if kind == 'onnx' else self.path.with_suffix('.part.onnx')
+        export.write_onnx(program, list(found.inputs), found.outputs, found.metadata, target)
+        if kind == 'openvino':
+            try:
+                export.write_openvino(target, found.metadata, self.path)
+            finally:
+                target.unlink(missing_ok=True)
+
+    def _discard(self) -> None:
+        for path in (self.path, self.path.with_suffix('.bin')):
+            if path.suffix != '.bin' or self.options.format == 'openvino':
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)
+
+    def _prove(self, run: Any, found: Traceable) -> Proof:
+        from mmplugin.deploy.samples import Reference
+
+        runtime = f'{run.name} {run.version}'
+        if found.metadata.input == 'tensor' or found.metadata.logits:
+            return _prove_tensors(run, runtime, found)
+        if not found.metadata.dynamic:
+            self.data.fit_(found.metadata.size)
+        reference = Reference(self.predictor.model, None if found.metadata.dynamic else found.metadata.size)
+        return prove(run, runtime, reference, self.data, found.metadata, not self.options.no_metrics)
+
+    def _table(self, proof: Proof, metadata: Metadata) -> Table:
+        """Return what was measured."""
+        size = sum(path.stat().st_size for path in {self.path, *self.path.parent.glob(f'{self.path.stem}.bin')})
+        rows = [('file', f'{size / 1e6:.1f} MB', '')]
+        for name, error in proof.file.errors.items():
+            unit = ' px' if name == 'boxes' else ''
+            rows.append((f'largest error of {name}', f'{error:.2g}{unit}', ''))
+        unit = 'pixels' if metadata.kind == 'classes' else 'maps' if metadata.kind == 'features' else 'objects'
+        rows.append((f'{unit} that differ', f'{proof.file.lost} of {proof.file.total}', str(proof.noise.lost)))
+        for _, text, before, after in headlines(proof):
+            digits = 3 if 'AP' in text else 2
+            rows.append((text, f'{after:.{digits}f}', f'{before:.{digits}f}'))
+        rows.append(('ms', f'{proof.milliseconds[1]:.0f}', f'{proof.milliseconds[0]:.0f}'))
+        images = f', {proof.images} images' if proof.images else ''
+        return Table(f'{self.path.name}{images}', ('', proof.runtime, 'PyTorch'), rows)
+
+
+def _prove_tensors(run: Any, runtime: str, found: Traceable) -> Proof:
+    """Compare a file that takes tensors with its module in PyTorch, on random numbers."""
+    import numpy as np
+    import torch
+
+    from mmplugin.deploy.check import alternate
+
+    proof = Proof(runtime)
+    generator = torch.Generator().manual_seed(0)
+    sizes = [found.metadata.size]
+    if found.metadata.dynamic:
+        sizes += other_sizes(found.metadata.size, found.metadata.min_size, True)
+    for height, width in sizes:
+        if found.metadata.kind != 'features':
+            height, width = (-(-side // 32) * 32 for side in (height, width))
+        x = torch.randn(1, 3, height, width, generator=generator)
+        with torch.no_grad():
+            expected = found.module(x)
+        compare_features(expected, run(dict(tensor=x.numpy())), proof.file)
+    x = torch.randn(1, 3, *found.metadata.size, generator=generator)
+
+    def in_torch() -> object:
+        with torch.no_grad():
+            return found.module(x)
+
+    proof.milliseconds = alternate(in_torch, lambda: run(dict(tensor=np.asarray(x))))
+    if proof.file.lost:
+        proof.problems.append(f'{proof.file.lost} of {proof.file.total} results differ by more than rounding')
+    return proof

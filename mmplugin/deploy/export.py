@@ -1,0 +1,161 @@
+"""From a module to a program of torch.export, and from there to files: ONNX, OpenVINO's IR, pt2."""
+
+import contextlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmplugin.deploy.metadata import KEY, Metadata
+from mmplugin.errors import UserError
+from mmplugin.files import atomic_write
+
+OPSET = 20
+LARGEST = 8192  # side of an image that a dynamic file takes
+# The packages of a format, and the extra that installs them.
+PACKAGES = {
+    'onnx': (('onnx', 'onnxscript', 'onnxruntime'), 'export'),
+    'openvino': (('onnx', 'onnxscript', 'openvino'), 'openvino'),
+    'pt2': ((), 'export'),
+}
+
+
+def require_packages(kind: str) -> None:
+    """Raise a ``UserError`` that names the packages of a format that are not installed."""
+    import importlib.util
+
+    packages, extra = PACKAGES[kind]
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f'--format {kind} needs packages that are not installed ({", ".join(missing)}): '
+            f'`pip install "mmplugin[{extra}]"`'
+        )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what the exporter says about torchvision, about itself, and about copies of constants."""
+    loggers = [logging.getLogger(name) for name in ('torch.onnx', 'torch.export', 'onnxscript', 'onnx_ir')]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def trace(module: nn.Module, inputs: Sequence[Tensor], sides: dict[int, dict[int, str]], least: int) -> Any:
+    """Return the program of a module.
+
+    Args:
+        module: In inference mode.
+        inputs: Tensors to trace with.
+        sides: By the number of an input, its dimensions that are symbolic; empty for a fixed size.
+        least: Least length of a symbolic side.
+    """
+    side = torch.export.Dim.DYNAMIC(min=least, max=LARGEST)
+    shapes = tuple(dict.fromkeys(sides.get(i, {}), side) for i in range(len(inputs)))
+    with torch.no_grad(), _quiet():
+        # strict mode would trace Python itself, in minutes, and stop at other places
+        return torch.export.export(module, tuple(inputs), dynamic_shapes=shapes if sides else None, strict=False)
+
+
+def require_any_size(program: Any, samples: Sequence[Sequence[Tensor]]) -> None:
+    """Raise a ``UserError`` if a program with symbolic sizes refuses inputs of other sizes.
+
+    Where a model computes with sizes as numbers, torch.export notes the condition under which its graph is right, and
+    the program checks it. ONNX files do not: they would run, and be wrong, at other sizes.
+    """
+    module = program.module()
+    with torch.no_grad(), _quiet():
+        for inputs in samples:
+            try:
+                module(*inputs)
+            except (AssertionError, RuntimeError) as error:
+                problem = str(error).strip().splitlines()[0]
+                raise UserError(
+                    f'this model is right for some image sizes only ({problem:.200}). Export a fixed size: omit '
+                    '--dynamic'
+                ) from error
+
+
+def write_onnx(
+    program: Any, inputs: Sequence[str], outputs: Sequence[str], metadata: Metadata, path: str | Path
+) -> None:
+    """Write one ONNX file with standard operators, and check it."""
+    import onnx
+
+    from mmplugin.ops.onnx import translations
+
+    with torch.no_grad(), _quiet():
+        written = torch.onnx.export(
+            program,
+            (),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(inputs),
+            output_names=list(outputs),
+            external_data=False,
+            custom_translation_table=translations(),
+            optimize=True,
+            verbose=False,
+        )
+    assert written is not None
+    model = written.model_proto
+    _name(model, inputs, outputs)
+    model.metadata_props.add(key=KEY, value=metadata.to_json())
+    model.producer_name, model.producer_version = KEY, metadata.versions.get('mmplugin', '')
+    require_standard(model)
+    onnx.checker.check_model(model, full_check=True)
+    with atomic_write(path) as draft:
+        onnx.save(model, draft)
+
+
+def _name(model: Any, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    """Check that inputs and outputs have their names."""
+    found = [value.name for value in model.graph.input], [value.name for value in model.graph.output]
+    if found != ([*inputs], [*outputs]):
+        raise RuntimeError(f'the exporter named inputs and outputs {found} instead of {(inputs, outputs)}')
+
+
+def require_standard(model: Any) -> None:
+    """Raise a ``UserError`` if an ONNX model needs operators that are not standard."""
+    domains = {node.domain for node in _nodes(model.graph)} | {function.domain for function in model.functions}
+    if strange := sorted(domain for domain in domains if domain not in ('', 'ai.onnx')):
+        raise UserError(f'the file would need operators of {", ".join(strange)}, which no runtime has')
+
+
+def _nodes(graph: Any) -> Iterator[Any]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.HasField('g'):
+                yield from _nodes(attribute.g)
+
+
+def write_openvino(onnx_file: str | Path, metadata: Metadata, path: str | Path) -> None:
+    """Write an ONNX file as OpenVINO's IR: ``path`` and, beside it, the weights as ``.bin``."""
+    import openvino
+
+    model = openvino.Core().read_model(str(onnx_file))
+    model.set_rt_info(metadata.to_json(), KEY)
+    openvino.save_model(model, str(path), compress_to_fp16=False)
+
+
+def write_pt2(program: Any, metadata: Metadata, path: str | Path) -> None:
+    """Write the program itself, for ``torch.export.load``."""
+    with _quiet(), atomic_write(path) as draft:
+        buffer = io.BytesIO()
+        torch.export.save(program, buffer, extra_files={f'{KEY}.json': json.dumps(json.loads(metadata.to_json()))})
+        draft.write_bytes(buffer.getvalue())

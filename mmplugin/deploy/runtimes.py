@@ -1,0 +1,81 @@
+"""Files in the runtimes that run them, all behind one call: arrays by name in, arrays by name out."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmplugin.errors import UserError
+
+Arrays = Mapping[str, np.ndarray]
+
+
+class OnnxRuntime:
+    """An ONNX file in onnxruntime, on the CPU."""
+
+    name = 'onnxruntime'
+
+    def __init__(self, path: str | Path, threads: int = 0):
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = threads, 3
+        self.session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
+        self.outputs = [value.name for value in self.session.get_outputs()]
+        self.version = onnxruntime.__version__
+
+    def __call__(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        """Run the file."""
+        return dict(zip(self.outputs, self.session.run(None, dict(inputs)), strict=True))
+
+
+class OpenVino:
+    """An ONNX file or an IR in OpenVINO, on the CPU, in float32."""
+
+    name = 'openvino'
+
+    def __init__(self, path: str | Path, threads: int = 0):
+        import openvino
+
+        settings: dict[str, Any] = {'INFERENCE_PRECISION_HINT': 'f32', 'NUM_STREAMS': 1}
+        if threads:
+            settings['INFERENCE_NUM_THREADS'] = threads
+        self.model = openvino.Core().compile_model(str(path), 'CPU', settings)
+        self.outputs = [next(iter(output.get_names())) for output in self.model.outputs]
+        self.version = openvino.__version__.partition('-')[0]
+
+    def __call__(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        """Run the file."""
+        results = self.model(dict(inputs))
+        return {name: np.array(results[i]) for i, name in enumerate(self.outputs)}
+
+
+class Pt2:
+    """A ``.pt2`` file in PyTorch."""
+
+    name = 'torch'
+
+    def __init__(self, path: str | Path, outputs: Sequence[str]):
+        import torch
+
+        from mmplugin.ops import library  # noqa: F401  the operators of the file
+
+        self.torch, self.outputs, self.version = torch, list(outputs), torch.__version__
+        self.module = torch.export.load(str(path)).module()
+
+    def __call__(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        """Run the file."""
+        with self.torch.no_grad():
+            results = self.module(*(self.torch.from_numpy(np.ascontiguousarray(value)) for value in inputs.values()))
+        return {name: value.numpy() for name, value in zip(self.outputs, results, strict=True)}
+
+
+RUNTIMES = {'onnxruntime': OnnxRuntime, 'openvino': OpenVino}
+
+
+def open_file(path: str | Path, runtime: str, threads: int = 0) -> Any:
+    """Open a file in a runtime."""
+    if runtime not in RUNTIMES:
+        raise UserError(f"no runtime '{runtime}'; allowed: {', '.join(RUNTIMES)}")
+    return RUNTIMES[runtime](path, threads)

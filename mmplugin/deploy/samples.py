@@ -1,0 +1,211 @@
+"""Images of a config's data, and what PyTorch and a file find in them, in the same form."""
+
+import copy
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from mmengine.config import Config
+from mmengine.evaluator import Evaluator
+from mmengine.logging import MMLogger
+from mmengine.registry import DefaultScope
+from mmengine.structures import InstanceData, PixelData
+from torch import Tensor
+
+from mmplugin.config_edits import evaluator_list
+from mmplugin.deploy.masks import paste_masks
+from mmplugin.deploy.metadata import Metadata
+from mmplugin.engine.runner import CommandRunner, prepare_
+from mmplugin.errors import UserError
+from mmplugin.hooks.progress import only_warnings_on_terminal
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image after the test pipeline.
+
+    Args:
+        image: uint8 (height, width, 3), channels as the pipeline returns them.
+        truth: The data sample of mmdet or mmseg.
+    """
+
+    image: np.ndarray
+    truth: Any
+
+    @property
+    def original(self) -> tuple[int, int]:
+        """Height and width before resizing."""
+        return tuple(self.truth.ori_shape[:2])
+
+    def resized(self, height: int, width: int) -> 'Sample':
+        """Return the image at another size; the original stays the same."""
+        import cv2
+
+        truth = copy.deepcopy(self.truth)
+        rows, columns = self.original
+        scale = width / columns, height / rows
+        truth.set_metainfo(dict(img_shape=(height, width), scale_factor=scale))
+        return Sample(cv2.resize(self.image, (width, height), interpolation=cv2.INTER_LINEAR), truth)
+
+    def inputs(self, size: Sequence[int] | None) -> dict[str, np.ndarray]:
+        """Return the inputs of a file; ``size`` is that of a file with a fixed size."""
+        height, width = self.image.shape[:2]
+        image = self.image
+        if size is not None:
+            image = np.zeros((*size, 3), np.uint8)
+            image[:height, :width] = self.image
+        return dict(image=image, valid=np.array([height, width]), original=np.array(self.original))
+
+
+class _Fit:
+    """The ``Resize`` of a pipeline with the largest size that fits, whatever the orientation of an image."""
+
+    def __init__(self, resize: Any, size: Sequence[int]):
+        self.resize, self.size = resize, size
+
+    def __call__(self, results: dict) -> dict:
+        height, width = results['img'].shape[:2]
+        factor = min(self.size[0] / height, self.size[1] / width)
+        self.resize.scale = (max(height, width) * factor, min(height, width) * factor)
+        return self.resize(results)
+
+
+def resize_rule(cfg: Config) -> dict[str, Any]:
+    """Return how the test pipeline resizes images, see ``mmplugin.deploy.metadata``."""
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    for step in dataset.pipeline:
+        scale = step.get('scale')
+        if (
+            str(step['type']).rpartition('.')[2] == 'Resize'
+            and step.get('keep_ratio')
+            and isinstance(scale, list | tuple)
+        ):
+            return dict(long=max(scale), short=min(scale))
+    raise UserError(
+        'the test pipeline of the config has no Resize with a scale and keep_ratio=True, so a file cannot say how to '
+        'resize images'
+    )
+
+
+class Data:
+    """The test set of a config.
+
+    Args:
+        cfg: The config.
+        count: Most images; None means all.
+    """
+
+    def __init__(self, cfg: Config, count: int | None):
+        cfg = copy.deepcopy(cfg)
+        prepare_(cfg)
+        only_warnings_on_terminal(MMLogger.get_current_instance())
+        loader = dict(cfg.test_dataloader, num_workers=0, persistent_workers=False)
+        loader['batch_size'] = 1
+        with DefaultScope.overwrite_default_scope(cfg.default_scope):
+            dataset: Any = CommandRunner.build_dataloader(loader, seed=0).dataset
+        self.dataset, self.scope, self.evaluators = dataset, cfg.default_scope, evaluator_list(cfg.test_evaluator)
+        total = len(dataset)
+        # Evenly spread, because files are often sorted by what they show.
+        self.indices = np.linspace(0, total - 1, min(count or total, total)).round().astype(int).tolist()
+        self.total = total
+
+    def fit_(self, size: Sequence[int]) -> None:
+        """Resize images to the largest size that fits."""
+        steps = self.dataset.pipeline.transforms
+        for i, step in enumerate(steps):
+            if type(step).__name__ == 'Resize':
+                steps[i] = _Fit(step, size)
+
+    def samples(self, count: int | None = None) -> Iterator[Sample]:
+        """Yield images."""
+        for index in self.indices[:count]:
+            item = self.dataset[index]
+            yield Sample(np.ascontiguousarray(item['inputs'].numpy().transpose(1, 2, 0)), item['data_samples'])
+
+    def evaluator(self) -> Evaluator:
+        """Return the metrics of the config, for the images that ``samples`` yields."""
+        with DefaultScope.overwrite_default_scope(self.scope), redirect_stdout(io.StringIO()):
+            evaluator = Evaluator([dict(metric) for metric in self.evaluators])
+        evaluator.dataset_meta = self.dataset.metainfo
+        if len(self.indices) < self.total:
+            for metric in evaluator.metrics:
+                if hasattr(metric, 'img_ids'):
+                    metric.img_ids = [self.dataset.get_data_info(i)['img_id'] for i in self.indices]
+        return evaluator
+
+
+class Reference:
+    """The model in PyTorch, with the post-processing of mmdet or mmseg.
+
+    Args:
+        model: The model in inference mode.
+        size: Size that images are padded to; None means that of the model.
+    """
+
+    def __init__(self, model: Any, size: Sequence[int] | None):
+        self.model, self.size = model, size
+
+    def __call__(self, sample: Sample, noise: float = 0.0) -> Any:
+        """Return a data sample with predictions.
+
+        Args:
+            sample: The image.
+            noise: Standard deviation of noise that is added to the normalized image.
+        """
+        truth = copy.deepcopy(sample.truth)
+        inputs = torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1)))
+        with torch.no_grad():
+            data = self.model.data_preprocessor(dict(inputs=[inputs], data_samples=[truth]), False)
+            x, (truth,) = data['inputs'], data['data_samples']
+            if self.size is not None:
+                x = self._pad(x, truth)
+            if noise:
+                x = x + noise * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+            return self.model(x, [truth], mode='predict')[0]
+
+    def _pad(self, x: Tensor, truth: Any) -> Tensor:
+        assert self.size is not None
+        (height, width), (rows, columns) = self.size, truth.img_shape[:2]
+        padding = [0, width - columns, 0, height - rows]
+        truth.set_metainfo(dict(pad_shape=(height, width), batch_input_shape=(height, width)))
+        truth.set_metainfo(dict(padding_size=padding, img_padding_size=padding))
+        return F.pad(x, (0, width - x.shape[3], 0, height - x.shape[2]))
+
+
+def as_data_sample(outputs: dict[str, np.ndarray], sample: Sample, metadata: Metadata) -> Any:
+    """Return the answers of a file as a data sample of mmdet or mmseg."""
+    truth = copy.deepcopy(sample.truth)
+    if metadata.kind == 'classes':
+        truth.set_data(dict(pred_sem_seg=PixelData(data=torch.from_numpy(outputs['classes'].astype(np.int64))[None])))
+        return truth
+    found = {'bboxes': outputs['boxes'], 'scores': outputs['scores'], 'labels': outputs['labels']}
+    if metadata.kind == 'masks':
+        assert metadata.mask_threshold is not None
+        found['masks'] = paste_masks(outputs['masks'], outputs['boxes'], *sample.original, metadata.mask_threshold)
+    truth.pred_instances = InstanceData(**{name: torch.from_numpy(value) for name, value in found.items()})
+    return truth
+
+
+class Score:
+    """The metrics of a config, fed with one prediction at a time."""
+
+    def __init__(self, data: Data):
+        self.evaluator, self.scope, self.count = data.evaluator(), data.scope, 0
+
+    def add(self, prediction: Any) -> None:
+        """Add a data sample with predictions."""
+        with DefaultScope.overwrite_default_scope(self.scope):
+            self.evaluator.process([prediction])
+        self.count += 1
+
+    def values(self) -> dict[str, float]:
+        """Return the metrics."""
+        with DefaultScope.overwrite_default_scope(self.scope), redirect_stdout(io.StringIO()):
+            return self.evaluator.evaluate(self.count)
