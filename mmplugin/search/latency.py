@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from mmplugin.errors import UserError
-from mmplugin.search.conditions import Conditions, check_conditions
+from mmplugin.search.conditions import PROBES, Conditions, check_conditions
 from mmplugin.search.fitted import FittedModel, InSituModel
 from mmplugin.search.networks import balanced_archs, random_archs
 from mmplugin.search.parts import Part, explicit_arch, parts_of
@@ -162,6 +162,11 @@ class LatencyTable:
         )
 
     def _reason(self, found: Check) -> str:
+        if self.conditions.mode == PROBES:
+            return (
+                f'the promise is a tau of {found.wanted_tau:.2f} and a median error of {MEDIAN_ERROR:.0%}; time each '
+                'file with more runs, and a second time for the column ms_again, which shows how well times repeat'
+            )
         if found.ceiling < QUIET:
             return (
                 'the machine is too busy to tell these networks apart; run nothing else, use --clock cpu, or more '

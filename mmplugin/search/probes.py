@@ -40,7 +40,7 @@ from mmplugin.search.timing import CLOCKS, run_in_turn, threads_set
 
 FIT = 40  # networks that the coefficients are fitted to
 LIST, NOTES = 'probes.csv', 'probes.json'
-COLUMNS = ('file', 'ms')
+COLUMNS, AGAIN = ('file', 'ms'), 'ms_again'  # the last one may stay empty: it shows how well times repeat
 Write = Callable[[nn.Module, Tensor, Path], None]
 
 
@@ -140,7 +140,7 @@ def write_probes(
             progress(i + 1, len(archs))
     if not path.exists():
         with atomic_write(path) as draft:
-            draft.write_text(','.join(COLUMNS) + '\n' + ''.join(f'{name},\n' for name in notes['archs']))
+            draft.write_text(','.join((*COLUMNS, AGAIN)) + '\n' + ''.join(f'{name},,\n' for name in notes['archs']))
     return path
 
 
@@ -154,15 +154,16 @@ def read_probes(path: Path) -> LatencyTable:
         raise UserError(f'{path} cannot be read: {error}') from error
     if rows and set(COLUMNS) - set(rows[0]):
         raise UserError(f'{path} has the columns {", ".join(map(str, rows[0]))}; required: {", ".join(COLUMNS)}')
-    times = {str(row['file']): _milliseconds(path, row) for row in rows}
+    times = {str(row['file']): _milliseconds(path, row, 'ms') for row in rows}
+    again = {str(row['file']): _milliseconds(path, row, AGAIN) or times[str(row['file'])] for row in rows}
     if missing := [name for name in notes['archs'] if times.get(name) is None]:
         raise UserError(
             f'{path} has no time of {len(missing)} of {len(notes["archs"])} files: {", ".join(missing[:5])}, ...; time '
             'each on the device and enter the milliseconds in the column ms'
         )
-    own = {name: times[name] or 0.0 for name in notes['archs']}
-    refuse_seconds(own, str(path))
-    found = [CheckRow(arch, own[name], own[name], own[name]) for name, arch in notes['archs'].items()]
+    pairs = {name: (times[name] or 0.0, again[name] or 0.0) for name in notes['archs']}
+    refuse_seconds([first for first, _ in pairs.values()], str(path))
+    found = [CheckRow(arch, sum(pairs[name]) / 2, *pairs[name]) for name, arch in notes['archs'].items()]
     try:
         conditions = Conditions(**dict(notes['conditions'], size=tuple(notes['conditions']['size'])))
         return _fitted(conditions, found[:FIT], found[FIT:])
@@ -170,8 +171,8 @@ def read_probes(path: Path) -> LatencyTable:
         raise UserError(f'{path.with_name(NOTES)} is damaged ({error}); write the probes again') from error
 
 
-def _milliseconds(path: Path, row: dict[str, Any]) -> float | None:
-    text = (row['ms'] or '').strip()
+def _milliseconds(path: Path, row: dict[str, Any], column: str) -> float | None:
+    text = (row.get(column) or '').strip()
     if not text:
         return None
     try:
@@ -224,7 +225,8 @@ def run_probes(cfg: Config, options: argparse.Namespace) -> int:
         )  # fmt: skip
     console.print(
         f'Wrote {path} and the networks that it names. Time each file on the device (images {options.batch} x 3 x '
-        f'{size[0]} x {size[1]}, float32), enter the median milliseconds in the column ms, and search with it:',
+        f'{size[0]} x {size[1]}, float32), enter the median milliseconds in the column ms (and a second '
+        'measurement in ms_again, which shows how well times repeat there), and search with it:',
         markup=False,
     )
     console.print(
