@@ -1,56 +1,38 @@
 """Test the claims of the search on this machine, and write what came out into docs/search.md.
 
-    python tools/search_proof.py --part table|prune [--quick] [--write docs/search.md]
+    python tools/search_proof.py --part table|prune|joint [--quick] [--write docs/search.md]
 
 ``table``: error and rank correlation of predicted latency, on networks that the table has not seen. ``prune``: 30 % of
 the backbone's latency is removed from a trained segmentor, by Taylor expansion, by magnitude and at random, with three
-seeds; then the result is trained, next to a network that was narrowed uniformly and starts from random weights. Each
-result is kept in work_dirs/search_proof, so that a second call continues. A claim that fails is printed as failed.
+seeds; then the result is trained, next to a network that was narrowed uniformly and starts from random weights.
+``joint``: networks that the joint search finds, next to those of other ways to reach the same latency, trained from
+random weights. Each result is kept in work_dirs/search_proof, so that a second call continues. A claim that fails is
+printed as failed.
 """
 
 import argparse
 import copy
-import json
-import platform
 import statistics
 from datetime import date
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from search_proof_common import CONFIG, FOLDER, SEEDS, console, kept, make_task, threads_of_one, verdict
+from search_proof_joint import joint_part
 
 from mmplugin import stack
 from mmplugin.backbones import FAMILIES
 from mmplugin.convert import checkpoint_io
 from mmplugin.errors import UserError
-from mmplugin.files import atomic_write
+from mmplugin.search.conditions import processor_name
 from mmplugin.search.latency import LatencyTable, kendall_tau
 from mmplugin.tables import Table, show
 
-ROOT = Path(__file__).resolve().parents[1]
-CONFIG, FAMILY = 'semfpn_v2_s0', 'v2'
-SEEDS, CUT, IMAGES = (0, 1, 2), 0.7, 64
+FAMILY = 'v2'
+CUT = 0.7
 START, RECOVER = 600, 200  # training steps
 SIZE = (512, 512)  # of the latency that is removed; at the 160 x 160 of the training, calls take longer than arithmetic
-FOLDER = ROOT / 'work_dirs/search_proof'
-console = Console(highlight=False, soft_wrap=True)
-
-
-def kept(name: str, compute: Any) -> Any:
-    """Return a result from the last call of this script, or compute and keep it."""
-    path = FOLDER / f'{name}.json'
-    if not path.is_file():
-        console.print(f'{name} ...')
-        content = compute()
-        with atomic_write(path) as draft:
-            draft.write_text(json.dumps(content), encoding='utf-8')
-    return json.loads(path.read_text(encoding='utf-8'))
-
-
-def verdict(holds: bool) -> str:
-    """Return how a claim is printed."""
-    return 'holds' if holds else '**FAILED**'
 
 
 def measure_table(family: str, side: int, rounds: int) -> dict[str, Any]:
@@ -81,11 +63,11 @@ def measure_published(family: str, side: int, rounds: int) -> dict[str, list[flo
     """Return the milliseconds of the published networks of a family, timed in turn."""
     import torch
 
-    from mmplugin.search.timing import Network, run_in_turn, threads_set
+    from mmplugin.search.timing import Network, run_in_turn
 
     x, archs = torch.randn(1, 3, side, side), FAMILIES[family].ARCHS
     networks = [Network(family, arch, x, 'fused', 'cpu', False) for arch in archs.values()]
-    with threads_set(1):
+    with threads_of_one():
         times = run_in_turn(networks, rounds // 2, 0, None)
     return {name: [ms for (ms,) in own] for name, own in zip(archs, times, strict=True)}
 
@@ -112,22 +94,6 @@ def table_part(quick: bool) -> list[Table]:
         'median error',
     ]  # fmt: skip
     return [Table('Latency tables: 12 networks that they have not seen, and the published ones', head, rows)]
-
-
-def make_task(seed: int, arch: Any = None) -> Any:
-    """Return the task of the proof; with an arch, one that starts from random weights."""
-    from mmplugin.engine.config import load_config
-    from mmplugin.hooks.layer_scale import FROM_SCRATCH, set_layer_scales_
-    from mmplugin.search.task import Task
-
-    cfg = load_config(CONFIG, mini=True, data_root=ROOT / 'data')
-    cfg.model.backbone.init_cfg = None
-    if arch is not None:
-        cfg.model.backbone.arch = arch
-        cfg.model.neck.in_channels = list(arch['widths'])
-    task = Task(cfg, IMAGES, seed)
-    set_layer_scales_(task.model.backbone, FROM_SCRATCH)
-    return task
 
 
 @cache
@@ -247,7 +213,7 @@ def prune_part(quick: bool) -> list[Table]:
     ]
 
 
-PARTS = {'table': table_part, 'prune': prune_part}
+PARTS = {'table': table_part, 'prune': prune_part, 'joint': joint_part}
 
 
 def main() -> None:
@@ -259,17 +225,23 @@ def main() -> None:
     options = parser.parse_args()
     stack.ignore_known_warnings()
     FOLDER.mkdir(parents=True, exist_ok=True)
-    tables = [table for part in options.part for table in PARTS[part](options.quick)]
-    show(tables, console)
-    if options.write:
-        command = f'python tools/search_proof.py --part {" ".join(options.part)}{" --quick" if options.quick else ""}'
-        text = f'`{command} --write {options.write}`, {date.today()}, {platform.machine()}, CPU.'
-        page = options.write.read_text(encoding='utf-8')
-        before, _, rest = page.partition('<!-- search_proof: begin -->')
-        after = rest.partition('<!-- search_proof: end -->')[2]
-        body = '\n\n'.join([text, *(f'**{table.title}**\n\n{table.markdown()}' for table in tables)])
-        marked = f'<!-- search_proof: begin -->\n\n{body}\n\n<!-- search_proof: end -->'
-        options.write.write_text(before + marked + after, encoding='utf-8')
+    for part in options.part:
+        tables = PARTS[part](options.quick)
+        show(tables, console)
+        if options.write:
+            write(options.write, part, tables, options.quick)
+
+
+def write(page: Path, part: str, tables: list[Table], quick: bool) -> None:
+    """Replace what a page says about a part."""
+    begin, end = (f'<!-- search_proof {part}: {word} -->' for word in ('begin', 'end'))
+    text = page.read_text(encoding='utf-8')
+    before, _, rest = text.partition(begin)
+    after = rest.partition(end)[2]
+    command = f'python tools/search_proof.py --part {part}{" --quick" if quick else ""} --write {page}'
+    head = f'`{command}`, {date.today()}, {processor_name("cpu")}, one thread where times are compared.'
+    body = '\n\n'.join([head, *(f'**{table.title}**\n\n{table.markdown()}' for table in tables)])
+    page.write_text(f'{before}{begin}\n\n{body}\n\n{end}{after}', encoding='utf-8')
 
 
 if __name__ == '__main__':

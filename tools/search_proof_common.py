@@ -1,0 +1,67 @@
+"""What the parts of search_proof.py share: results that are kept, and the task that networks are trained for."""
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from mmplugin.files import atomic_write
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / 'work_dirs/search_proof'
+CONFIG = 'semfpn_v2_s0'
+SEEDS, IMAGES = (0, 1, 2), 64
+console = Console(highlight=False, soft_wrap=True)
+
+
+def kept(name: str, compute: Callable[[], Any]) -> Any:
+    """Return a result from the last call of the script, or compute and keep it."""
+    path = FOLDER / f'{name.replace(" ", "_")}.json'
+    if not path.is_file():
+        console.print(f'{name} ...')
+        content = compute()
+        with atomic_write(path) as draft:
+            draft.write_text(json.dumps(content), encoding='utf-8')
+    return json.loads(path.read_text(encoding='utf-8'))
+
+
+def verdict(holds: bool) -> str:
+    """Return how a claim is printed."""
+    return 'holds' if holds else '**FAILED**'
+
+
+def make_task(seed: int, arch: Any = None, crop: int | None = None) -> Any:
+    """Return the task of the proof, which starts from random weights.
+
+    Args:
+        seed: Seed of weights and data.
+        arch: Arch of the backbone; that of the config by default.
+        crop: Side of the training crops; that of the config by default.
+    """
+    from mmplugin.engine.config import load_config
+    from mmplugin.hooks.layer_scale import FROM_SCRATCH, set_layer_scales_
+    from mmplugin.search.task import Task
+
+    cfg = load_config(CONFIG, mini=True, data_root=ROOT / 'data')
+    cfg.model.backbone.init_cfg = None
+    if arch is not None:
+        cfg.model.backbone.arch = arch
+        cfg.model.neck.in_channels = list(arch['widths'])
+    if crop:
+        cfg.model.data_preprocessor.size = (crop, crop)
+        for step in cfg.train_dataloader.dataset.pipeline:
+            if step['type'] == 'RandomCrop':
+                step['crop_size'] = (crop, crop)
+    task = Task(cfg, IMAGES, seed)
+    set_layer_scales_(task.model.backbone, FROM_SCRATCH)
+    return task
+
+
+def threads_of_one() -> AbstractContextManager[None]:
+    """Let torch use one thread: processor time counts the waiting of others."""
+    from mmplugin.search.timing import threads_set
+
+    return threads_set(1)
