@@ -20,8 +20,6 @@ ROOT = Path(__file__).resolve().parents[1]
 # Stock mmengine cannot load its own checkpoints with torch 2.6 and later; mmplugin's reader can.
 SAFE_LOADER = 'from mmplugin.engine.weights import use_safe_loader; use_safe_loader(False)'
 IMPORT_FIRST = f'import mmplugin; {SAFE_LOADER}' if stack.current() is stack.STOCK else ''
-# mmengine formats the whole config again for every checkpoint, which takes longer than a tiny training.
-NO_FORMATTING = 'import yapf.yapflib.yapf_api as y; y.FormatCode = lambda text, **style: (text, True)'
 
 
 @contextmanager

@@ -1,63 +1,47 @@
 """Training that can be stopped anywhere, resumed exactly, and split over processes."""
 
-import os
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from faults.processes import Command
 from mmengine.config import Config
-from tiny_training import NO_FORMATTING, ROOT, last_weights, run_training, tiny_config, write
+from tiny_training import last_weights, run_training, tiny_config, write
 
 from mmplugin.engine.curves import read_scalars
 from mmplugin.engine.resume import find_last_checkpoint
 
 pytestmark = pytest.mark.usefixtures('tiny_sets')
 
-COMMAND = f"""
-import sys
-{NO_FORMATTING}
-from mmplugin.cli import main
-sys.exit(main(sys.argv[1:]))
-"""
-KILL = f"""
-import os, signal
-from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
-@HOOKS.register_module()
-class KillHook(Hook):
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        if runner.iter == int(os.environ['KILL_AT']):
-            os.kill(os.getpid(), signal.SIGKILL)
-{COMMAND}"""
 
-
-def _run_killed(config: Path, work_dir: Path, iteration: int) -> None:
+def _run_killed(config: Path, work_dir: Path) -> None:
+    """Run a training that kills itself after three iterations."""
     cfg = Config.fromfile(config)
-    cfg.custom_hooks.append(dict(type='KillHook'))
+    cfg.custom_hooks.append(dict(type='PauseHook'))
+    cfg.custom_imports.imports.append('faults.pause_hook')
     killed = write(cfg, config.with_name('killed.py'))
-    arguments = ['train', str(killed), '--work-dir', str(work_dir), '--no-check', '--no-report']
-    environment = {**os.environ, 'KILL_AT': str(iteration), 'PYTHONPATH': str(ROOT)}
-    done = subprocess.run([sys.executable, '-c', KILL, *arguments], env=environment, capture_output=True, timeout=300)
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
+    arguments = ['train', killed, '--work-dir', work_dir, '--no-check', '--no-report']
+    kill_once = config.with_name('was_killed')
+    command = Command(arguments, config.with_name('log.txt'), KILL_RANK='0', KILL_FILE=str(kill_once))
+    assert command.wait() == -signal.SIGKILL, command.printed()
 
 
 @pytest.mark.parametrize(
-    ('name', 'kill_at', 'workers', 'last'),
-    [('retinanet_evit_m0', 3, 0, 'epoch_1'), ('semfpn_evit_m0', 4, 2, 'iter_4')],  # inside an epoch; at a checkpoint
+    ('name', 'workers', 'last'),
+    [
+        ('retinanet_evit_m0', 0, 'epoch_1'),  # killed inside an epoch
+        pytest.param('semfpn_evit_m0', 2, 'iter_2', marks=pytest.mark.faults),
+    ],
 )
-def test_a_killed_and_resumed_run_ends_with_the_same_weights(
-    name: str, kill_at: int, workers: int, last: str, tmp_path: Path
-):
+def test_a_killed_and_resumed_run_ends_with_the_same_weights(name: str, workers: int, last: str, tmp_path: Path):
     changes = {'train_dataloader.num_workers': workers, 'train_dataloader.persistent_workers': workers > 0}
     if name.startswith('retinanet'):
         changes |= {'train_cfg.max_epochs': 2, 'train_cfg.val_interval': 2}
     config = tiny_config(name, tmp_path / 'config', **changes)
     run_training(config, tmp_path / 'whole', '--no-report')
-    _run_killed(config, tmp_path / 'killed', kill_at)
+    _run_killed(config, tmp_path / 'killed')
     assert find_last_checkpoint(tmp_path / 'killed').stem == last
     before, whole = last_weights(tmp_path / 'killed'), last_weights(tmp_path / 'whole')
     assert any(not torch.equal(value, whole[key]) for key, value in before.items()), 'nothing left to train'
@@ -109,16 +93,14 @@ def test_two_processes_equal_one_with_the_same_batches(tmp_path: Path):
     run_training(config, tmp_path / 'one', '--no-report')
     cfg.train_dataloader.batch_size = 2
     half = write(cfg, tmp_path / 'half.py')
-    port, processes = _free_port(), []
-    for rank in ('0', '1'):
-        environment = {**os.environ, 'RANK': rank, 'LOCAL_RANK': rank, 'WORLD_SIZE': '2', 'PYTHONPATH': str(ROOT)}
-        environment |= {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port, 'OMP_NUM_THREADS': '1'}
-        arguments = ['train', str(half), '--work-dir', str(tmp_path / 'two'), '--no-check', '--no-report']
-        command = [sys.executable, '-c', COMMAND, *arguments, '--launcher', 'pytorch', f'--local-rank={rank}']
-        processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE))
-    for process in processes:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors.decode()[-2000:]
+    group = dict(WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=_free_port())
+    arguments = ['train', half, '--work-dir', tmp_path / 'two', '--no-check', '--no-report', '--launcher', 'pytorch']
+    commands = [
+        Command([*arguments, f'--local-rank={rank}'], tmp_path / f'log{rank}.txt', RANK=rank, LOCAL_RANK=rank, **group)
+        for rank in ('0', '1')
+    ]
+    for command in commands:
+        assert command.wait() == 0, command.printed()
     assert Config.fromfile(config).model.neck.norm_cfg is None
     one, two = last_weights(tmp_path / 'one'), last_weights(tmp_path / 'two')
     for key, value in one.items():

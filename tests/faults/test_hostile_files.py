@@ -141,6 +141,8 @@ READERS = {
     ('engine/runner.py', 'CheckpointLoader.load_checkpoint'),  # replaced by use_safe_loader
     ('data/layouts/yolo.py', 'yaml.load'),  # a SafeLoader without merge keys
     ('engine/runner.py', 'load'),  # a function of engine/weights.py, for what was read
+    ('deploy/quantize.py', 'onnx.load'),  # likewise; protobuf, no code
+    ('deploy/runtimes.py', 'torch.export.load'),  # of the file that `mmplugin export` has just written
     ('search/run.py', 'LatencyTable.load'),  # JSON
 }
 NAMES = {
