@@ -2,11 +2,13 @@
 
     python docs/scripts/coco_sized.py [--images 118287] [--boxes 860001] [--masks]
 
-It draws random annotations into a temporary folder; there are no image files.
+It draws random annotations into a temporary folder; only the first image of each split exists. Then it lets all
+annotations name that image, trains with two worker processes, and measures how much memory the processes share.
 """
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -14,7 +16,9 @@ import time
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from rich.console import Console
+from soak import family
 
 WIDTH, HEIGHT = 640, 480
 CHILD = 'import resource, sys; from mmplugin.cli import main; code = main(sys.argv[1:]); ' + (
@@ -22,8 +26,15 @@ CHILD = 'import resource, sys; from mmplugin.cli import main; code = main(sys.ar
 )
 
 
-def write(path: Path, images: int, boxes: int) -> None:
-    """Write a COCO file with 80 classes, boxes, and a polygon of 20 points for each box."""
+def write(path: Path, images: int, boxes: int, same_image: bool = False) -> None:
+    """Write a COCO file with 80 classes, boxes, and a polygon of 20 points for each box.
+
+    Args:
+        path: The file.
+        images: Number of images.
+        boxes: Number of boxes.
+        same_image: Whether all images have the file of the first one.
+    """
     random = np.random.default_rng(0)
     corner = random.random((boxes, 2)) * (WIDTH * 0.7, HEIGHT * 0.7)
     size = random.random((boxes, 2)) * (WIDTH * 0.25, HEIGHT * 0.25) + 8
@@ -42,9 +53,31 @@ def write(path: Path, images: int, boxes: int) -> None:
         }
         for i in range(boxes)
     ]
-    listed = [{'id': i + 1, 'file_name': f'{i:012d}.jpg', 'width': WIDTH, 'height': HEIGHT} for i in range(images)]
+    names = [f'{0 if same_image else i:012d}.jpg' for i in range(images)]
+    listed = [{'id': i + 1, 'file_name': name, 'width': WIDTH, 'height': HEIGHT} for i, name in enumerate(names)]
     categories = [{'id': i + 1, 'name': f'class {i}'} for i in range(80)]
     path.write_text(json.dumps({'images': listed, 'annotations': annotations, 'categories': categories}))
+
+
+def memory(pid: int) -> dict[str, float]:
+    """Return what a process has in memory, with its share of shared pages, and alone, in MB."""
+    lines = Path(f'/proc/{pid}/smaps_rollup').read_text().splitlines()[1:]
+    sizes = {line.split(':')[0]: int(line.split()[1]) / 1024 for line in lines}
+    return {'resident': sizes['Rss'], 'share': sizes['Pss'], 'own': sizes['Private_Clean'] + sizes['Private_Dirty']}
+
+
+def measure_workers(command: list[str], log: Path) -> list[dict[str, float]]:
+    """Start a training, wait for its first iterations, and return the memory of its processes, the workers last."""
+    with log.open('w') as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file)
+        while process.poll() is None and ' | loss ' not in log.read_text():
+            time.sleep(1)
+        if process.poll() is not None:
+            raise SystemExit(f'the training ended with {process.returncode}: {log.read_text()[-2000:]}')
+        found = [memory(int(folder.name)) for folder in family(process.pid)]
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+    return found
 
 
 def main() -> None:
@@ -60,19 +93,26 @@ def main() -> None:
         for name in ('annotations', 'train', 'val'):
             (root / name).mkdir()
         write(root / 'annotations/train.json', options.images, options.boxes)
-        write(root / 'annotations/val.json', 10, 50)
-        for split in ('train', 'val'):  # the first image of each split must exist, the others are never opened
-            (root / split / f'{0:012d}.jpg').write_bytes(b'')
+        write(root / 'annotations/val.json', 10, 50, same_image=True)
+        for split in ('train', 'val'):
+            Image.new('RGB', (WIDTH, HEIGHT)).save(root / split / f'{0:012d}.jpg')
         console.print(f'annotations: {(root / "annotations/train.json").stat().st_size / 1e6:.0f} MB')
-        train = ['train', config, '--no-check', '--no-report', '--work-dir', str(root / 'work')]
-        for words in (['check-data', config, '--fast'], [*train, '--cfg-options', 'model.backbone.init_cfg=None']):
-            command = [sys.executable, '-c', CHILD, *words[:2], '--data-root', folder, *words[2:]]
+        train = ['train', config, '--no-check', '--no-report', '--data-root', folder, '--work-dir', str(root / 'work')]
+        train += ['--cfg-options', 'model.backbone.init_cfg=None']
+        for words in (['check-data', config, '--fast', '--data-root', folder], train):
+            command = [sys.executable, '-c', CHILD, *words]
             started = time.perf_counter()
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             peak = done.stderr.rpartition('PEAK ')[2].strip()
             console.print(
                 f'{words[0]}: {time.perf_counter() - started:.0f} s, peak {peak} MB, exit code {done.returncode}'
             )
+        write(root / 'annotations/train.json', options.images, options.boxes, same_image=True)
+        small = ['--batch', '1', '--size', '128x160', '--workers', '2', *train[2:]]
+        command = [sys.executable, '-m', 'mmplugin', *train[:2], *small, 'default_hooks.logger.interval=1']
+        for i, sizes in enumerate(measure_workers(command, root / 'log.txt')):
+            figures = ', '.join(f'{name} {size:.0f} MB' for name, size in sizes.items())
+            console.print(f'{f"worker {i}" if i else "main process"}: {figures}')
 
 
 if __name__ == '__main__':

@@ -2,14 +2,14 @@
 
     python docs/scripts/soak.py [--minutes 30] [--predictions 500] [--write]
 
-The training is that of the built-in set, with two worker processes, checkpoints and validations. The predictions are of
-images of random sizes. After the first half, in which caches fill, nothing may grow: see ``BOUNDS``. ``--write``
-updates docs/images/soak.svg, docs/data/soak.json and docs/reliability.md. The exit code is 1 if anything grows.
+The training is that of the built-in set, with two worker processes, checkpoints and validations. The predictions are
+those of ``mmplugin.Predictor`` with the trained model, of images of random sizes. After the first half, in which caches
+fill, nothing may grow: see ``BOUNDS``. ``--write`` updates docs/images/soak.svg, docs/data/soak.json and
+docs/reliability.md. The exit code is 1 if anything grows.
 """
 
 import argparse
 import json
-import random
 import signal
 import subprocess
 import sys
@@ -29,7 +29,8 @@ from mmplugin.tables import Table, show
 CONFIG = 'retinanet_evit_m0'
 SIDES = 64, 512  # of the images to predict
 SECONDS = 1  # between two samples
-# What the line through the second half of the samples may rise by in that half: a share of the mean, and a number.
+SECTION = 20  # samples; the lowest shows what stays in use, the others also what is about to be freed
+# What the line through the second half may rise by in that half: a share of the mean, and a number.
 BOUNDS = {'memory, MB': (0.03, 0.0), 'threads': (0.0, 0.5), 'file handles': (0.0, 0.5)}
 PREDICT = 'predict'  # the argument of the process that predicts
 
@@ -49,10 +50,14 @@ class Watch:
     samples: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in BOUNDS})
 
     def second_half(self, quantity: str) -> tuple[float, float, float]:
-        """Return the mean of the second half, by how much its line rises, and by how much it may."""
-        half = len(self.minutes) // 2
-        times, values = np.array(self.minutes[half:]), np.array(self.samples[quantity][half:])
-        rise = float(np.polyfit(times, values, 1)[0] * (times[-1] - times[0]))
+        """Return the mean of the second half, by how much its line rises, and by how much it may.
+
+        The values are the lowest of each section.
+        """
+        count = max(4, len(self.minutes) // SECTION)
+        sections = np.array_split(np.array(self.samples[quantity]), count)[count // 2 :]
+        times, values = np.arange(len(sections)), np.array([section.min() for section in sections])
+        rise = float(np.polyfit(times, values, 1)[0] * times[-1])
         share, number = BOUNDS[quantity]
         return float(values.mean()), rise, share * float(values.mean()) + number
 
@@ -85,11 +90,16 @@ def family(pid: int) -> list[Path]:
 
 
 def sample(pid: int) -> dict[str, float]:
-    """Return memory, threads and file handles. Memory that processes share is counted once (PSS)."""
+    """Return memory, threads and file handles.
+
+    Memory that the processes share is counted once (PSS). Pages of files, such as libraries, are omitted: their share
+    changes whenever another program on the machine loads or releases the same file.
+    """
     total = dict.fromkeys(BOUNDS, 0.0)
     for process in family(pid):
         lines = (process / 'smaps_rollup').read_text().splitlines()
-        total['memory, MB'] += next(int(line.split()[1]) for line in lines if line.startswith('Pss:')) / 1024
+        own = [int(line.split()[1]) for line in lines if line.startswith(('Pss_Anon:', 'Pss_Shmem:'))]
+        total['memory, MB'] += sum(own) / 1024
         total['threads'] += len(list((process / 'task').iterdir()))
         total['file handles'] += len(list((process / 'fd').iterdir()))
     return total
@@ -101,7 +111,7 @@ def watch(name: str, process: subprocess.Popen, until: Callable[[Watch], bool]) 
     while process.poll() is None and not until(result):
         try:
             found = sample(process.pid)
-        except (OSError, StopIteration):  # a process that ended while it was read
+        except OSError:  # a process that ended while it was read
             continue
         result.minutes.append((time.monotonic() - started) / 60)
         for quantity, value in found.items():
@@ -134,9 +144,10 @@ def train(folder: Path, minutes: float) -> Watch:
     return result
 
 
-def predict(count: int) -> Watch:
+def predict(work_dir: Path, count: int) -> Watch:
     """Predict so many images in one process."""
-    process = subprocess.Popen([sys.executable, __file__, PREDICT, str(count)], stdout=subprocess.PIPE)
+    command = [sys.executable, __file__, PREDICT, str(work_dir), str(count)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
     process.stdout.readline()  # the model is built
     result = watch('predictions', process, lambda seen: False)
     if process.wait():
@@ -144,30 +155,26 @@ def predict(count: int) -> Watch:
     return result
 
 
-def predict_in_this_process(count: int) -> None:
-    """Build the model of the config, and predict random images of random sizes."""
-    import torch
-
+def predict_in_this_process(work_dir: Path, count: int) -> None:
+    """Build the model of a training, and predict random images of random sizes."""
+    from mmplugin import Predictor
+    from mmplugin.config_edits import dicts
     from mmplugin.engine.config import load_config
-    from mmplugin.engine.runner import build_model
+    from mmplugin.engine.predictor import find_in_work_folder
 
-    model = build_model(load_config(CONFIG, starts_from_weights=False)).eval()
-    from mmdet.structures import DetDataSample  # after mmplugin, as stock mmdet requires
-
+    config, checkpoint = find_in_work_folder(work_dir)
+    cfg = load_config(config)
+    for step in dicts(cfg.test_dataloader):
+        if step.get('type') == 'Resize':  # each image keeps its size
+            del step['scale']
+            step['scale_factor'] = 1.0
+    predictor = Predictor(cfg, checkpoint)
     sys.stdout.write('ready\n')
     sys.stdout.flush()
-    from mmplugin.engine.predictor import RELEASE_EVERY
-    from mmplugin.memory import release_freed_memory
-
-    draw = random.Random(0)
-    for i in range(count):
-        if i % RELEASE_EVERY == 0:  # as mmplugin.Predictor does
-            release_freed_memory()
-        size = draw.randint(*SIDES), draw.randint(*SIDES)
-        image = torch.randint(0, 256, (3, *size), dtype=torch.uint8)
-        data_sample = DetDataSample(metainfo=dict(img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0)))
-        with torch.no_grad():
-            model.test_step(dict(inputs=[image], data_samples=[data_sample]))
+    draw = np.random.default_rng(0)
+    for _ in range(count):
+        height, width = draw.integers(*SIDES, 2)
+        predictor(draw.integers(256, size=(height, width, 3), dtype=np.uint8))
 
 
 def plot(watches: Sequence[Watch], path: Path) -> None:
@@ -203,7 +210,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument('--write', action='store_true', help='update docs/reliability.md and its plot')
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
-        watches = [train(Path(folder), options.minutes), predict(options.predictions)]
+        watches = [train(Path(folder), options.minutes), predict(Path(folder, 'work'), options.predictions)]
     head = ['process', 'watched for', 'quantity', 'highest', 'mean, second half', 'rise in second half', 'allowed rise']
     table = Table('After the first half, nothing may grow', head, [row for seen in watches for row in seen.rows()])
     show([table])
@@ -214,8 +221,9 @@ def main(argv: Sequence[str]) -> int:
         how = (
             f'`python docs/scripts/soak.py --minutes {options.minutes:g} --predictions {options.predictions} --write`, '
             f'{date.today()}, CPU cores: {allowed_cores()}, shared with other programs. The samples are one second '
-            'apart. Memory is that of the process and its workers, shared pages counted once. A line is fitted to the '
-            f'second half of the samples; {"nothing rises" if flat else "something rises"} by more than is allowed.'
+            'apart. Memory is that of the process and its workers: shared pages count once; pages of files, which '
+            f'other programs share, do not count. A line is fitted to the lowest values of each {SECTION} samples of '
+            f'the second half; {"nothing rises" if flat else "something rises"} by more than is allowed.'
         )
         image = '![Memory, threads and file handles over time](images/soak.svg)'
         replace_between(ROOT / 'docs/reliability.md', 'soak', f'{table.markdown()}\n\n{image}\n\n{how}')
@@ -224,6 +232,6 @@ def main(argv: Sequence[str]) -> int:
 
 if __name__ == '__main__':
     if sys.argv[1:2] == [PREDICT]:
-        predict_in_this_process(int(sys.argv[2]))
+        predict_in_this_process(Path(sys.argv[2]), int(sys.argv[3]))
     else:
         sys.exit(main(sys.argv[1:]))

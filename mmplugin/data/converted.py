@@ -24,7 +24,7 @@ from mmplugin.data.layouts import LAYOUTS
 from mmplugin.data.layouts.masks import Counts, MaskFolder, count, read_mask
 from mmplugin.data.layouts.numbering import IGNORED, Numbering
 from mmplugin.data.layouts.partition import arrange
-from mmplugin.data.layouts.records import Object, Reading, Record, read_each, require_one_spelling
+from mmplugin.data.layouts.records import Object, Reading, Record, image_size, read_each, require_one_spelling
 from mmplugin.data.layouts.tree import Tree
 from mmplugin.data.rle import polygon_problem, rle_problem
 from mmplugin.errors import UserError
@@ -290,7 +290,12 @@ def draw_masks(
 def _draw(tree: Tree, record: Record, values: Mapping[str, int]) -> np.ndarray:
     from pycocotools import mask as rle
 
-    size = record.width, record.height
+    size, actual = (record.width, record.height), image_size(tree.root / record.image)
+    if size != actual:
+        raise UserError(
+            f'{tree.root / record.image} has {actual[0]}x{actual[1]} pixels, but its annotations state '
+            f'{size[0]}x{size[1]}; correct their width and height, or annotate the image again'
+        )
     drawn: np.ndarray = np.full(size[::-1], OUTSIDE, dtype=np.uint8)
     for found in sorted(record.objects, key=lambda item: -item.area):
         if found.label not in values:

@@ -32,7 +32,7 @@ from mmplugin.text import printable
 
 GPU_BATCH = 8  # images at once on a GPU; on a CPU, more than one does not help
 SCORE = 0.3
-RELEASE_EVERY = 32  # changes of the image size between two releases of freed memory, which take milliseconds
+RELEASE_EVERY = 8  # changes of the image size between two releases of freed memory, which take milliseconds
 MOST_CLASSES = 100_000  # that the names in a checkpoint may ask for
 
 ImageLike = str | Path | np.ndarray | Image.Image

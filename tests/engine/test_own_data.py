@@ -317,6 +317,16 @@ def test_polygons_become_masks(tmp_path: Path):
         assert not [finding for finding in check_config(cfg) if finding.severity == 'error']
 
 
+@pytest.mark.parametrize('width', [51, 10**30])
+def test_no_mask_is_drawn_in_a_size_that_the_image_does_not_have(tmp_path: Path, width: int):
+    for split in ('train', 'val'):
+        _coco(tmp_path, f'annotations/{split}.json', split, split)
+        path = tmp_path / f'annotations/{split}.json'
+        path.write_text(path.read_text().replace('"width": 50', f'"width": {width}'))
+    with pytest.raises(UserError, match=rf'train\.jpg has 50x40 pixels, but its annotations state {width}x40'):
+        _segmentation(tmp_path, None)
+
+
 def test_messages_name_what_is_missing(tmp_path: Path):
     with pytest.raises(UserError, match=r'annotations/train\.json'):
         load_config('maskrcnn_v2_s0', data_root=tmp_path)

@@ -1,4 +1,4 @@
-"""Fuzz the readers of checkpoints, annotations and masks.
+"""Fuzz the readers of checkpoints, annotations, masks and layouts.
 
 ``python tests/fuzz/run.py --seconds 600 --seed 0`` mutates valid files and reads each in a process of its own. Allowed
 are success and a message for the user. Everything else fails: another exception, a crash, more than 1.5 GB of memory,
@@ -27,8 +27,10 @@ from random import Random
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the folder tests, as pytest does
 
 import torch
+from fuzz.layouts import LAYOUT_TARGETS
 from fuzz.mutations import mutate
-from fuzz.targets import CANARY, TARGETS
+from fuzz.targets import CANARY, FILE_TARGETS
+from fuzz.text_mutations import mutate_layout
 
 CORPUS = Path(__file__).parent / 'corpus'
 MEMORY = 1500 << 20  # bytes that reading a file may take
@@ -36,6 +38,7 @@ ADDRESSES = 6 << 30  # bytes that it may ask for, most of which nothing may touc
 SECONDS = 20
 PROCESSES = ('os.system', 'os.exec', 'os.posix_spawn', 'os.fork', 'subprocess.Popen', 'socket.connect')
 FAILED = 'FAILED'
+TARGETS = FILE_TARGETS | LAYOUT_TARGETS
 
 
 def attempt(kind: str, content: bytes, folder: str) -> tuple[str, str]:
@@ -103,7 +106,7 @@ def fuzz(kinds: Sequence[str], seconds: float, seed: int, failures: Path, corpus
     while time.monotonic() < end:
         random = Random(f'{seed}-{number}')
         kind = kinds[number % len(kinds)]
-        content = mutate(kind, valid[kind], random)
+        content = (mutate_layout if kind in LAYOUT_TARGETS else mutate)(kind, valid[kind], random)
         outcome, details = read_in_child(kind, content)
         found = signature(kind, outcome, details)
         seen[found] += 1

@@ -218,7 +218,7 @@ def read_mask(content: bytes) -> str:
     return run_checks(Config(dict(default_scope='mmseg', model=model, train_dataloader=dataset)))
 
 
-TARGETS = {
+FILE_TARGETS = {
     **{f'zip-{family}': Target(lambda family=family: saved(checkpoint(family)), read_checkpoint) for family in TINY},
     'zip-timm': Target(lambda: saved(published()), read_checkpoint),
     'zip-hostile': Target(lambda: saved(hostile(True)), read_checkpoint),

@@ -7,7 +7,8 @@ import time
 
 import pytest
 from fuzz import run
-from fuzz.targets import TARGETS, Failure, Target, check_text
+from fuzz.run import TARGETS
+from fuzz.targets import Failure, Target, check_text
 
 
 def test_every_stored_file_is_read_or_refused():
