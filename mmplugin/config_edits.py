@@ -2,20 +2,56 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from mmengine.config import Config
+
+from mmplugin import stack
+from mmplugin.errors import UserError
 
 DETAILED_METRICS = {
     'CocoMetric': 'DetectionMetric',
     'FasterCocoMetric': 'FasterDetectionMetric',
     'IoUMetric': 'SegmentationMetric',
+    'Accuracy': 'ClassificationMetric',
 }
 
 
 def is_segmentation(cfg: Config) -> bool:
     """Return whether a config is for mmseg rather than for mmdet."""
     return cfg.get('default_scope') == 'mmseg' or 'decode_head' in (cfg.get('model') or {})
+
+
+def is_classification(cfg: Config) -> bool:
+    """Return whether a config is for mmpretrain."""
+    return cfg.get('default_scope') == 'mmpretrain'
+
+
+def scope_of(cfg: Config) -> str:
+    """Return the package whose registries a config uses."""
+    if is_classification(cfg):
+        return 'mmpretrain'
+    return 'mmseg' if is_segmentation(cfg) else 'mmdet'
+
+
+def import_scope(cfg: Config, module: str) -> ModuleType:
+    """Import a module of the package that a config is for, such as ``datasets``."""
+    scope = scope_of(cfg)
+    if scope == 'mmpretrain':
+        from mmplugin.classification.framework import import_mmpretrain
+
+        return import_mmpretrain(f'{scope}.{module}')
+    return stack.import_quietly(f'{scope}.{module}')
+
+
+def refuse_classification(cfg: Config, command: str) -> None:
+    """Raise a ``UserError`` for a classification config where only detectors and segmentors make sense."""
+    if is_classification(cfg):
+        raise UserError(
+            f'{command} is for detectors and segmentors; convert the checkpoint and use it as a backbone, or print its '
+            'predictions: mmplugin convert CHECKPOINT backbone.pth --ema --verify FOLDER'
+        )
 
 
 def dicts(node: Any) -> Iterator[dict]:

@@ -26,8 +26,13 @@ def _configs() -> list[Path]:
 
 
 def config_names() -> list[str]:
-    """Return the names of mmplugin's configs, without folder and ``.py``, and without the baselines to compare with."""
-    return sorted(path.stem for path in _configs() if path.parent.name != 'comparison')
+    """Return the names of the configs for detection and segmentation, without the baselines to compare with."""
+    return sorted(path.stem for path in _configs() if path.parent.name not in ('classification', 'comparison'))
+
+
+def classification_names() -> list[str]:
+    """Return the names of the configs for classification."""
+    return sorted(path.stem for path in _configs() if path.parent.name == 'classification')
 
 
 def find_config(name: str | Path) -> Path:
@@ -50,7 +55,7 @@ def find_config(name: str | Path) -> Path:
         if (root.name, *config.relative_to(root).parts)[-len(parts) :] == parts:
             return config
     names = config_names()
-    close = get_close_matches(path.stem, names, n=4)
+    close = get_close_matches(path.stem, [*names, *classification_names()], n=4)
     hint = f'Similar names: {", ".join(close)}.' if close else _scheme(names)
     raise UserError(f"Config '{name}' not found: it is neither a file nor the name of a config in {root}. {hint}")
 
@@ -59,4 +64,7 @@ def _scheme(names: list[str]) -> str:
     parts = [name.partition('_') for name in names]
     heads = ', '.join(sorted({head for head, _, _ in parts}))
     backbones = ', '.join(sorted({backbone for _, _, backbone in parts}))
-    return f'Names are HEAD_FAMILY_ARCH. Allowed heads: {heads}. Allowed families and archs: {backbones}.'
+    return (
+        f'Names are HEAD_FAMILY_ARCH. Allowed heads: {heads}. Allowed families and archs: {backbones}. For '
+        'classification: FAMILY_ARCH_imagenet.'
+    )

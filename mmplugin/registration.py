@@ -17,9 +17,11 @@ from mmplugin.files import AtomicBackend
 PARTS = {
     registry.MODELS: {
         'BalancedCrossEntropy': 'mmplugin.engine.losses',
+        'PretrainingClassifier': 'mmplugin.classification.model',
         'UpsampledFPN': 'mmplugin.necks',
     },
     registry.HOOKS: {
+        'AdaptiveClipHook': 'mmplugin.classification.hooks',
         'DrawHook': 'mmplugin.hooks.draw',
         'FiniteLossHook': 'mmplugin.hooks.finite_loss',
         'FreezeNormHook': 'mmplugin.hooks.freeze_norm',
@@ -29,10 +31,12 @@ PARTS = {
         'ProgressHook': 'mmplugin.hooks.progress',
         'StopSignalHook': 'mmplugin.hooks.stop_signal',
         'WarmStartHook': 'mmplugin.hooks.warm_start',
+        'WeightAverageHook': 'mmplugin.classification.hooks',
     },
     registry.DATA_SAMPLERS: {'SeededSampler': 'mmplugin.data.seeded_sampler'},
     registry.TRANSFORMS: {'SeedSample': 'mmplugin.data.transforms'},
     registry.METRICS: {
+        'ClassificationMetric': 'mmplugin.classification.metric',
         'DetectionMetric': 'mmplugin.evaluation.detection',
         'ErrorBreakdown': 'mmplugin.evaluation.detection_errors',
         'FasterDetectionMetric': 'mmplugin.evaluation.detection',

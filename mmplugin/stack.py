@@ -29,6 +29,7 @@ class Stack:
         pins: Distribution of each import name, and the version that mmplugin is tested with.
         needs_pkg_resources: Whether mmengine imports ``pkg_resources``, which setuptools removed in version 82.
         below_mmcv: First mmcv version that mmdet and mmseg refuse, if any.
+        mmpretrain: Optional distribution for classification, and the version that mmplugin is tested with.
     """
 
     title: str
@@ -36,6 +37,7 @@ class Stack:
     pins: dict[str, tuple[str, str]]
     needs_pkg_resources: bool
     below_mmcv: str | None
+    mmpretrain: tuple[str, str]
 
     @property
     def requirements(self) -> list[str]:
@@ -54,6 +56,7 @@ ONEDL = Stack(
     },
     needs_pkg_resources=False,
     below_mmcv=None,
+    mmpretrain=('onedl-mmpretrain', '1.3.6'),
 )
 STOCK = Stack(
     title='stock',
@@ -66,6 +69,7 @@ STOCK = Stack(
     },
     needs_pkg_resources=True,
     below_mmcv='2.2.0',
+    mmpretrain=('mmpretrain', '1.2.0'),
 )
 
 

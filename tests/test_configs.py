@@ -267,7 +267,8 @@ print(len(built))
 
 
 def test_importing_mmplugin_is_enough_for_every_part_of_every_config():
-    paths = [path for path in configs_root().rglob('*.py') if '_base_' not in path.parts]
+    left_out = {'_base_', 'classification'}  # classification requires an optional package
+    paths = [path for path in configs_root().rglob('*.py') if not left_out.intersection(path.parts)]
     environment = {**os.environ, 'PYTHONPATH': str(Path(__file__).parents[1])}
     command = [sys.executable, '-c', EVERY_PART, *map(str, paths)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)

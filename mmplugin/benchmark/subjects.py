@@ -129,6 +129,7 @@ def timm_problem() -> str | None:
 
 
 def _load_config(name: str) -> Any:
+    from mmplugin.config_edits import refuse_classification
     from mmplugin.engine.config import load_config
 
     try:
@@ -137,6 +138,7 @@ def _load_config(name: str) -> Any:
         raise UserError(f"'{name}' is neither an arch such as v2_s2, nor a JSON file, nor a config. {error}") from error
     if 'backbone' not in cfg.model:
         raise UserError(f'{name} has no model.backbone. Only detectors and segmentors with a backbone can be measured.')
+    refuse_classification(cfg, 'the benchmark')
     cfg.model.backbone.init_cfg = None  # speed does not depend on the weights
     return cfg
 

@@ -40,13 +40,18 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits."""
+        logits, distilled = self.separate(x)
+        return logits if distilled is None else (logits + distilled) / 2
+
+    def separate(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the logits of both heads."""
         if self.family == 'v1':
             x = self.norm(x.flatten(2).transpose(1, 2)).mean(1)
         elif self.family == 'v2':
             x = self.norm(x).mean((2, 3))
         else:
             x = x.mean((2, 3))
-        return self.head(x) if self.head_dist is None else (self.head(x) + self.head_dist(x)) / 2
+        return self.head(x), None if self.head_dist is None else self.head_dist(x)
 
 
 def from_head(family: str, channels: int, head: dict[str, Tensor]) -> Classifier | None:

@@ -115,6 +115,8 @@ class _Conversion:
         self._raise_if_anything_is_wrong()
         self.dropped[OTHERS] += len(source.others)
         notes = [f'weights taken from {source.wrapper!r}'] if source.wrapper in sources.EMA else []
+        if source.averaged:
+            notes.append("moving average of the weights, which mmengine's EMAHook saves as 'state_dict'")
         if source.ignored:
             notes.append(f'{len(source.ignored)} entries outside the network: {some(source.ignored)}')
         return Result(

@@ -13,6 +13,8 @@ from mmplugin.text import some
 from .key_maps import Rule, renamer
 
 PLAIN = ('state_dict', 'model')
+SWAPPED = 'state_dict'
+HEAD = 'head.classifier.'  # of mmplugin.classification
 EMA = ('model_ema', 'state_dict_ema', 'ema_state_dict')
 # Parts of detectors, segmentors and classifiers other than the backbone.
 PARTS = (
@@ -33,6 +35,7 @@ class Source:
         saved_config: Config of the backbone that an earlier conversion saved.
         wrapper: Entry of the checkpoint that contained the weights, or ''.
         ignored: Keys of entries that are not weights.
+        averaged: Whether mmengine's EMAHook saved the moving average as ``state_dict``.
     """
 
     weights: dict[str, Tensor]
@@ -42,6 +45,7 @@ class Source:
     saved_config: dict[str, Any] = field(default_factory=dict)
     wrapper: str = ''
     ignored: list[str] = field(default_factory=list)
+    averaged: bool = False
 
 
 def unwrap(checkpoint: Mapping[str, Any], ema: bool = False, prefix: str | None = None) -> Source:
@@ -69,9 +73,13 @@ def unwrap(checkpoint: Mapping[str, Any], ema: bool = False, prefix: str | None 
         others = {}
     else:
         weights, others = _split(weights)
-    source = Source(weights, others, wrapper=wrapper, ignored=ignored)
-    if wrapper:
+    source = Source(weights, others, wrapper=wrapper, ignored=ignored, averaged=_is_swapped(checkpoint))
+    if others and all(key.startswith(HEAD) for key in others):
+        source.head = {key.removeprefix(HEAD): value for key, value in others.items()}
+        source.others = {}
+    elif wrapper:
         source.head = dict(_mapping(checkpoint, 'head'))
+    if wrapper:
         source.imagenet_tables = dict(_mapping(checkpoint, 'imagenet_tables'))
         source.saved_config = dict(_mapping(_mapping(checkpoint, 'meta'), 'backbone'))
     return source
@@ -93,7 +101,18 @@ def rename_others(others: dict[str, Tensor]) -> dict[str, Tensor]:
     return {rename(key): value for key, value in others.items()}
 
 
+def _is_swapped(checkpoint: Mapping[str, Any]) -> bool:
+    """Return whether mmengine's EMAHook wrote a training checkpoint, with the average as ``state_dict``.
+
+    ``ema_state_dict`` then has the weights that training continues from, by the names of the averaging module.
+    """
+    raw = _mapping(checkpoint, 'ema_state_dict')
+    return 'steps' in raw and 'message_hub' in checkpoint and isinstance(checkpoint.get(SWAPPED), Mapping)
+
+
 def _wrapper(checkpoint: Mapping[str, Any], ema: bool) -> str:
+    if ema and _is_swapped(checkpoint):
+        return SWAPPED
     present = [key for key in (EMA if ema else PLAIN) if isinstance(checkpoint.get(key), Mapping)]
     if present:
         return present[0]

@@ -50,10 +50,14 @@ class SeededSampler(Sampler):
         shuffle: Draw a new order in every pass over the dataset.
         seed: The same in all processes; mmengine passes the seed of the run.
         endless: Repeat forever, as iteration-based loops require, instead of one pass.
+        repeats: Versions of an image in a row, each with its own augmentation and, with several processes, in another
+            one (repeated augmentation, Hoffer et al., 2020). A pass has as many samples as before, of fewer images.
     """
 
-    def __init__(self, dataset: Sized, shuffle: bool = True, seed: int | None = None, endless: bool = False):
-        self.dataset, self.shuffle, self.endless = dataset, shuffle, endless
+    def __init__(
+        self, dataset: Sized, shuffle: bool = True, seed: int | None = None, endless: bool = False, repeats: int = 1
+    ):
+        self.dataset, self.shuffle, self.endless, self.repeats = dataset, shuffle, endless, repeats
         self.rank, self.world_size = get_dist_info()
         self.seed = sync_random_seed() if seed is None else seed
         self.epoch = 0
@@ -73,8 +77,8 @@ class SeededSampler(Sampler):
             generator = torch.Generator()
             generator.manual_seed(self.seed + number)
             order = torch.randperm(len(self.dataset), generator=generator).tolist()
-        for position, index in enumerate(order):
-            yield SeededIndex(index, combine_seeds(self.seed, number, position))
+        for position in range(len(order)):
+            yield SeededIndex(order[position // self.repeats], combine_seeds(self.seed, number, position))
 
     def _one_epoch(self) -> Iterator[SeededIndex]:
         samples = list(self._pass(self.epoch))

@@ -5,15 +5,13 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 from rich.progress import track
 
-from mmplugin import stack
-from mmplugin.config_edits import is_segmentation
+from mmplugin.config_edits import import_scope
 from mmplugin.findings import ERROR, WARNING, Finding
 from mmplugin.text import some
 
@@ -79,9 +77,8 @@ def _innermost(dataset: dict, key: str) -> Iterator[tuple[dict, str]]:
 
 def splits(cfg: Config) -> list[Split]:
     """Return the innermost datasets of all dataloaders."""
-    scope = 'mmseg' if is_segmentation(cfg) else 'mmdet'
-    stack.import_quietly(f'{scope}.datasets')
-    registry = import_module(f'{scope}.registry').DATASETS
+    import_scope(cfg, 'datasets')
+    registry = import_scope(cfg, 'registry').DATASETS
     found = []
     for name in ('train', 'val', 'test'):
         loader = cfg.get(f'{name}_dataloader')

@@ -9,7 +9,7 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
 
-from mmplugin.config_edits import is_segmentation
+from mmplugin.config_edits import scope_of
 from mmplugin.engine.cfg_options import CfgOptions
 from mmplugin.engine.config import load_config
 from mmplugin.engine.data_options import add_data_arguments, data_options
@@ -22,6 +22,8 @@ LAUNCHERS = {
     'slurm': ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_NODELIST'),
     'mpi': ('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_LOCAL_RANK', 'OMPI_COMM_WORLD_SIZE', 'MASTER_ADDR'),
 }
+
+VISUALIZERS = {'mmdet': 'DetLocalVisualizer', 'mmseg': 'SegLocalVisualizer', 'mmpretrain': 'UniversalVisualizer'}
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,8 +84,7 @@ def config_from(
     name = Path(options.config).stem + ('-mini' if options.mini else '')
     cfg.work_dir = options.work_dir or cfg.get('work_dir') or f'work_dirs/{name}'
     cfg.launcher = options.launcher
-    kind = 'SegLocalVisualizer' if is_segmentation(cfg) else 'DetLocalVisualizer'
-    cfg.setdefault('visualizer', dict(type=kind, vis_backends=[dict(type='LocalVisBackend')]))
+    cfg.setdefault('visualizer', dict(type=VISUALIZERS[scope_of(cfg)], vis_backends=[dict(type='LocalVisBackend')]))
     if options.tensorboard:
         _add_tensorboard_(cfg)
     return cfg

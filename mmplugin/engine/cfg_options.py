@@ -11,9 +11,8 @@ from typing import Any
 from mmengine import registry
 from mmengine.config import Config, DictAction
 
-from mmplugin import stack
 from mmplugin.backbones import FAMILIES
-from mmplugin.config_edits import is_segmentation
+from mmplugin.config_edits import import_scope, scope_of
 from mmplugin.errors import UserError
 from mmplugin.registration import PARTS
 
@@ -126,10 +125,9 @@ def _find_class(cfg: Config, name: str) -> Any:
     for modules in PARTS.values():  # these are registered as functions that import the class
         if name in modules:
             return getattr(import_module(modules[name]), name, None)
-    scope = 'mmseg' if is_segmentation(cfg) else 'mmdet'
     for module in ('models', 'datasets', 'evaluation', 'visualization', 'engine.hooks'):
-        stack.import_quietly(f'{scope}.{module}')
-    with registry.DefaultScope.overwrite_default_scope(cfg.get('default_scope', scope)):
+        import_scope(cfg, module)
+    with registry.DefaultScope.overwrite_default_scope(cfg.get('default_scope', scope_of(cfg))):
         for place in REGISTRIES:
             with place.switch_scope_and_registry(None) as scoped:
                 if (found := scoped.get(name)) is not None:

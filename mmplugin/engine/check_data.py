@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from mmplugin.config_edits import is_segmentation
+from mmplugin.config_edits import is_classification, is_segmentation
 from mmplugin.data.check_coco import check_coco
 from mmplugin.data.check_seg import check_seg
 from mmplugin.data.sheet import draw_sheet
@@ -36,7 +36,12 @@ def check_config(cfg: Config, fast: bool = False) -> list[Finding]:
             f'{cfg.filename} has no dataset: it defines none of train_dataloader, val_dataloader and test_dataloader. '
             'Use a config for training, such as configs/detection/maskrcnn_v2_s2.py'
         )
-    findings = check_seg(cfg, fast) if is_segmentation(cfg) else check_coco(cfg, fast)
+    if is_classification(cfg):
+        from mmplugin.classification.check import check_folders
+
+        findings = check_folders(cfg, fast)
+    else:
+        findings = check_seg(cfg, fast) if is_segmentation(cfg) else check_coco(cfg, fast)
     return by_severity(dict.fromkeys(findings))  # train, val and test share heads and often files
 
 

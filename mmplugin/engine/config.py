@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 
+from mmplugin.config_edits import is_classification
 from mmplugin.cpu_threads import allowed_cores, fitting_workers
 from mmplugin.engine.data_options import DataOptions
 from mmplugin.errors import UserError
@@ -65,10 +66,20 @@ def load_config(
             initial_weights.drop_missing_weights_(cfg, starts_from_weights)
         if classes:
             raise UserError('--mini has its own classes; use --classes with --data-root and without --mini')
-        mini_set.apply_(cfg, Path(data_root or 'data'))
+        if is_classification(cfg):
+            from mmplugin.classification.own_data import apply_mini_
+
+            apply_mini_(cfg, Path(data_root or 'data'))
+        else:
+            mini_set.apply_(cfg, Path(data_root or 'data'))
     elif data_root:
         folder = Path(work_dir or cfg.get('work_dir') or f'work_dirs/{path.stem}')
-        own_data.apply_(cfg, Path(data_root), classes, data_options, folder)
+        if is_classification(cfg):
+            from mmplugin.classification.own_data import apply_
+
+            apply_(cfg, Path(data_root), classes, data_options or DataOptions(), folder)
+        else:
+            own_data.apply_(cfg, Path(data_root), classes, data_options, folder)
     elif classes:
         raise UserError('--classes requires --data-root, the folder with the data of these classes')
     if edit_:

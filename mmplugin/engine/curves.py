@@ -94,14 +94,15 @@ def metric_curve(validation: Sequence[dict], x_label: str) -> bytes | None:
     return png(figure)
 
 
-def confusion_plot(matrix: np.ndarray, classes: Sequence[str]) -> bytes:
+def confusion_plot(matrix: np.ndarray, classes: Sequence[str], unit: str = 'Pixels') -> bytes:
     """Plot a confusion matrix as a PNG. Rows are true classes and sum to 100 %."""
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     with_names = len(classes) <= MAX_NAMES
     side = 2.2 + 0.42 * len(classes) if with_names else 9
     figure, axes = plt.subplots(figsize=(side, side))
     axes.imshow(share, cmap='Blues', vmin=0, vmax=1)
-    axes.set_title('Pixels of each true class (row) by predicted class (column), %', color=INK, fontsize=10, loc='left')
+    title = f'{unit} of each true class (row) by predicted class (column), %'
+    axes.set_title(title, color=INK, fontsize=10, loc='left')
     axes.tick_params(colors=INK, length=0)
     if with_names:
         axes.set_xticks(range(len(classes)), classes, rotation=60, ha='right')

@@ -14,6 +14,7 @@ from mmengine.runner import Runner
 from rich.console import Console
 
 from mmplugin import stack
+from mmplugin.config_edits import is_classification
 from mmplugin.engine import curves
 from mmplugin.engine.page import template
 from mmplugin.engine.result_tables import confusion_matrix, details, headline
@@ -23,6 +24,8 @@ from mmplugin.tables import Table, show
 from mmplugin.text import duration
 
 IMAGES = 8
+UNITS = ('Pixels', 'Images')  # that a confusion matrix counts
+PICTURES = ('Ground truth (left) and prediction (right)', 'True and predicted class, mistakes first')
 
 
 def _versions() -> Table:
@@ -39,9 +42,14 @@ def _versions() -> Table:
 
 @torch.no_grad()
 def example_images(runner: Runner, model: BaseModel, batches: Iterable, count: int = IMAGES) -> list[bytes]:
-    """Return JPEGs of the first images: ground truth and prediction side by side."""
+    """Return JPEGs of the first images, or of chosen ones in classification, with ground truth and prediction."""
     model.eval()
-    samples = islice(chain.from_iterable(model.test_step(batch) for batch in batches), count)
+    if is_classification(runner.cfg):
+        from mmplugin.classification.pictures import chosen_samples
+
+        samples: Iterable = chosen_samples(runner, model, count)
+    else:
+        samples = islice(chain.from_iterable(model.test_step(batch) for batch in batches), count)
     with TemporaryDirectory() as folder:
         paths = []
         for i, sample in enumerate(samples):
@@ -83,7 +91,8 @@ def write_report(runner: Runner, seconds: float | None = None) -> Path:
         plots={name: plot for name, plot in plots.items() if plot},
         images=example_images(runner, model, loader),
         tables=tables,
-        confusion=None if matrix is None else curves.confusion_plot(matrix, classes),
+        pictures=PICTURES[is_classification(cfg)],
+        confusion=None if matrix is None else curves.confusion_plot(matrix, classes, UNITS[is_classification(cfg)]),
         versions=_versions(),
         config=cfg.pretty_text,
     )

@@ -15,7 +15,7 @@ from mmengine.registry import DefaultScope
 from PIL import Image, ImageOps
 
 from mmplugin import stack
-from mmplugin.config_edits import dicts, is_segmentation, replace_sync_norms_, set_classes_
+from mmplugin.config_edits import dicts, is_segmentation, refuse_classification, replace_sync_norms_, set_classes_
 from mmplugin.convert import checkpoint_io
 from mmplugin.data.splits import splits
 from mmplugin.engine import weights
@@ -98,6 +98,7 @@ class Predictor:
         if checkpoint is None:
             raise UserError('the predictor needs a checkpoint: name one, or name a work folder instead of the config')
         cfg = copy.deepcopy(config)
+        refuse_classification(cfg, 'prediction')
         content = checkpoint_io.read(checkpoint, trust)
         self.score = score
         self.batch = batch or (GPU_BATCH if self.device.type == 'cuda' else 1)

@@ -1,5 +1,7 @@
 """Tables of an evaluation, printed by training and testing and shown in the report."""
 
+from itertools import chain
+
 import numpy as np
 from mmengine.evaluator import Evaluator
 
@@ -16,6 +18,8 @@ HEADLINES = {  # name of a result without its prefix: text
     'mAcc': 'mean accuracy %',
     'aAcc': 'pixel accuracy %',
     'mBIoU': 'boundary IoU %',
+    'top1': 'top-1 accuracy %',
+    'top5': 'top-5 accuracy %',
 }
 
 
@@ -30,8 +34,9 @@ def headline(metrics: dict[str, float]) -> Table:
 
 def details(evaluator: Evaluator) -> list[Table]:
     """Return the tables of all metrics that have one, such as the values of every class."""
-    tables = [metric.table() for metric in evaluator.metrics if hasattr(metric, 'table')]
-    return [table for table in tables if table.rows]
+    several = [metric.tables() for metric in evaluator.metrics if hasattr(metric, 'tables')]
+    single = [metric.table() for metric in evaluator.metrics if hasattr(metric, 'table')]
+    return [table for table in [*single, *chain(*several)] if table.rows]
 
 
 def confusion_matrix(evaluator: Evaluator) -> np.ndarray | None:

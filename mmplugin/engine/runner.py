@@ -20,8 +20,7 @@ from torch import distributed as dist
 from torch import nn
 from torch.utils.data import DataLoader
 
-from mmplugin import stack
-from mmplugin.config_edits import detailed_evaluators, is_segmentation, replace_sync_norms_
+from mmplugin.config_edits import detailed_evaluators, import_scope, replace_sync_norms_
 from mmplugin.cpu_threads import allowed_cores, limit_threads
 from mmplugin.data.load_errors import empty_dataset_is_named, name_files_in_errors_, require_annotation_files
 from mmplugin.engine import weights
@@ -147,7 +146,7 @@ class CommandRunner(Runner):
 def prepare_(cfg: Config, trust: bool = False) -> None:
     """Import what a config needs, adapt it to the machine, and read checkpoints safely unless they are trusted."""
     weights.use_safe_loader(trust)
-    stack.import_quietly('mmseg.models' if is_segmentation(cfg) else 'mmdet.models')
+    import_scope(cfg, 'models')
     gpu = torch.cuda.is_available()
     if not gpu:
         replace_sync_norms_(cfg)

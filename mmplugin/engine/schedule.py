@@ -84,7 +84,8 @@ def _set_loop_(cfg: Config, unit: str) -> str:
     cfg.train_cfg.type = ('Resumable' if resumable else '') + LOOPS[unit]
     loader = cfg.train_dataloader
     if resumable:
-        loader.sampler = dict(type='SeededSampler', shuffle=True, endless=not by_epoch)
+        repeats = loader.get('sampler', {}).get('repeats', 1)
+        loader.sampler = dict(type='SeededSampler', shuffle=True, endless=not by_epoch, repeats=repeats)
     else:
         loader.sampler = dict(type='DefaultSampler' if by_epoch else 'InfiniteSampler', shuffle=True)
     cfg.default_hooks.setdefault('logger', dict(type='LoggerHook')).update(log_metric_by_epoch=by_epoch)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from mmplugin import stack
-from mmplugin.config_edits import dicts, evaluator_list, is_segmentation
+from mmplugin.config_edits import dicts, evaluator_list, is_classification, scope_of
 from mmplugin.convert.checkpoint_io import check_target
 from mmplugin.data.splits import splits
 from mmplugin.engine.arguments import add_common_arguments, config_from
@@ -52,7 +52,7 @@ def require_data(cfg: Config) -> None:
 
 def use_fast_eval_(cfg: Config) -> None:
     """Evaluate COCO metrics with faster-coco-eval."""
-    if is_segmentation(cfg):
+    if scope_of(cfg) != 'mmdet':
         raise UserError('--fast-eval is only for detection, which is evaluated with COCO metrics; omit it')
     if not hasattr(stack.import_quietly('mmdet.evaluation.metrics'), 'FasterCocoMetric'):
         raise UserError('--fast-eval requires the OneDL stack: this mmdet has no FasterCocoMetric; omit it')
@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     if options.show_dir:
         cfg.custom_hooks.append(dict(type='DrawHook', folder=options.show_dir, score_thr=options.score_thr))
     if options.out:
-        dump = 'mmengine.DumpResults' if is_segmentation(cfg) else 'DumpDetResults'
+        dump = 'DumpDetResults' if scope_of(cfg) == 'mmdet' else 'mmengine.DumpResults'
         cfg.test_evaluator = [*evaluator_list(cfg.test_evaluator), dict(type=dump, out_file_path=options.out)]
 
     from mmplugin.engine import weights
@@ -121,6 +121,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         from mmplugin.engine.curves import confusion_plot
 
         target = Path(cfg.work_dir) / 'confusion.png'
-        target.write_bytes(confusion_plot(matrix, runner.test_dataloader.dataset.metainfo['classes']))
+        unit = 'Images' if is_classification(cfg) else 'Pixels'
+        target.write_bytes(confusion_plot(matrix, runner.test_dataloader.dataset.metainfo['classes'], unit))
         console.print(f'Confusion matrix: {target}', soft_wrap=True)
     return 0

@@ -42,11 +42,16 @@ def draw_sample(visualizer: Visualizer, sample: BaseDataElement, target: Path, s
     """Draw the ground truth, if any, and the prediction of one image side by side.
 
     Args:
-        visualizer: ``DetLocalVisualizer`` or ``SegLocalVisualizer``.
+        visualizer: ``DetLocalVisualizer``, ``SegLocalVisualizer`` or ``UniversalVisualizer``.
         sample: A data sample with a prediction.
         target: The image file to write.
         score_thr: Detections with a lower score are not drawn.
     """
+    if 'pred_label' in sample:
+        from mmplugin.classification.pictures import draw_label
+
+        draw_label(visualizer, sample, target)
+        return
     image = mmcv.imfrombytes(get(sample.img_path), channel_order='rgb')
     sample = sample.cpu()  # a copy
     factor = round(READABLE_SIDE / min(image.shape[:2]))

@@ -24,6 +24,7 @@ from .scene import BACKGROUND_NAMES, NO_CLASS, OBJECT_NAMES, Scene, draw_crop, d
 
 TRAIN_IMAGES, VAL_IMAGES = 560, 100
 _DETECTION, _SEGMENTATION, _CROPS = 1, 2, 3
+TRAIN_OBJECTS, VAL_OBJECTS = 2400, 300
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,27 @@ def ensure_mini_ade(root: Path | str, train: int = TRAIN_IMAGES, val: int = VAL_
     folder = _ensure(Path(root), 'mini_ade', counts, _write_ade)
     classes = BACKGROUND_NAMES + OBJECT_NAMES
     return MiniSet(folder, classes, tuple(palette(len(classes))), counts)
+
+
+def _write_objects(root: Path, counts: dict[str, int]) -> None:
+    start = 0
+    for split, count in counts.items():
+        for name in OBJECT_NAMES:
+            (root / split / name).mkdir(parents=True)
+        for index in range(start, start + count):
+            pixels, label = draw_crop(_random(_CROPS, index))
+            _write_image(root / split / OBJECT_NAMES[label] / f'{index:06d}.jpg', pixels)
+        start += count
+
+
+def ensure_mini_objects(root: Path | str, train: int = TRAIN_OBJECTS, val: int = VAL_OBJECTS) -> MiniSet:
+    """Return the set of single objects under ``root``, for classification; draw it if it does not exist.
+
+    Its files are ``{train,val}/CLASS/*.jpg``.
+    """
+    counts = {'train': train, 'val': val}
+    folder = _ensure(Path(root), 'mini_objects', counts, _write_objects)
+    return MiniSet(folder, OBJECT_NAMES, tuple(palette(len(OBJECT_NAMES))), counts)
 
 
 def mini_crops(count: int, size: int = 64, start: int = 0) -> tuple[np.ndarray, np.ndarray]:

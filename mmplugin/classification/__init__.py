@@ -1,0 +1,1 @@
+"""Classification training of the backbones with mmpretrain, which only classification configs import."""

@@ -1,0 +1,106 @@
+"""Show what the path of docs/pretraining.md is worth: an architecture that nobody has published, with and without it.
+
+    python tools/pretraining_proof.py [--seeds 3] [--epochs 6] [--iters 200] [--work-dir work_dirs/pretraining_proof]
+
+For each seed: train the architecture to classify the built-in single objects, convert the average of its weights, and
+train RetinaNet on the built-in scenes from them, and from random weights, with equal steps and equal settings. Every
+step is a command that a user can type. The warm start of ``--mini`` is left out of both trainings.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from mmplugin.engine.config import load_config
+from mmplugin.engine.curves import read_scalars
+from mmplugin.tables import Table, show
+
+ARCH = dict(widths=(24, 32, 64, 128), depths=(2, 2, 3, 2), attention_blocks=1, ratios=((4, 4), (4, 4), (4, 4, 4), (4, 4)))
+TOOLS = Path(__file__).resolve().parent
+console = Console(highlight=False)
+
+
+def parse() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description='AP50 of a new architecture, pretrained and not.')
+    parser.add_argument('--seeds', type=int, default=3, help='number of seeds (%(default)s)')
+    parser.add_argument('--epochs', type=int, default=6, help='epochs of classification (%(default)s)')
+    parser.add_argument('--iters', type=int, default=200, help='iterations of each detector (%(default)s)')
+    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/pretraining_proof'))
+    return parser.parse_args()
+
+
+def command(name: str, *arguments: object) -> None:
+    """Run a command of mmplugin, and print how long it took."""
+    words = [str(argument) for argument in arguments]
+    started = time.perf_counter()
+    script = 'convert_weights' if name == 'convert' else name
+    environment = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(TOOLS.parent), os.environ.get('PYTHONPATH', '')])}
+    done = subprocess.run(
+        [sys.executable, TOOLS / f'{script}.py', *words], env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f'mmplugin {name} {" ".join(words)} failed:\n{done.stdout}{done.stderr}')
+    console.print(f'mmplugin {name} {" ".join(words)}   ({time.perf_counter() - started:.0f} s)', soft_wrap=True)
+
+
+def write_configs(folder: Path) -> tuple[Path, Path]:
+    """Write the config of the classifier and that of the detector, both with the architecture."""
+    classifier = load_config('v2_s0_imagenet')
+    classifier.model.backbone.arch = ARCH
+    detector = load_config('retinanet_v2_s0', mini=True, weights='none')
+    detector.model.backbone.arch = ARCH
+    detector.model.neck.in_channels = list(ARCH['widths'][1:])
+    detector.custom_hooks = [
+        hook for hook in detector.custom_hooks if hook['type'] not in ('WarmStartHook', 'LayerScaleHook')
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = folder / 'classifier.py', folder / 'detector.py'
+    classifier.dump(paths[0])
+    detector.dump(paths[1])
+    return paths
+
+
+def best(work_dir: Path, name: str) -> float:
+    """Return a metric of the last evaluation of a training."""
+    return read_scalars(work_dir)[1][-1][name]
+
+
+def main() -> None:
+    """Run everything and print the table."""
+    options = parse()
+    started = time.perf_counter()
+    classifier, detector = write_configs(options.work_dir)
+    results = []
+    for seed in range(options.seeds):
+        folder = options.work_dir / f'seed_{seed}'
+        seeded = ('--seed', seed, '--no-report')
+        command('train', classifier, '--mini', '--epochs', options.epochs, '--work-dir', folder / 'classifier', *seeded)
+        backbone = folder / 'backbone.pth'
+        checkpoint = folder / 'classifier' / f'epoch_{options.epochs}.pth'
+        command('convert', checkpoint, backbone, '--ema', '--force')
+        found = dict(seed=seed, top1=best(folder / 'classifier', 'accuracy/top1'))
+        for kind, weights in (('pretrained', backbone), ('random', 'none')):
+            work_dir = folder / kind
+            length = ('--iters', options.iters, '--weights', weights, '--work-dir', work_dir, '--no-check')
+            command('train', detector, *length, *seeded)
+            found[kind] = best(work_dir, 'coco/bbox_mAP_50')
+        results.append(found)
+        (options.work_dir / 'results.json').write_text(json.dumps(results, indent=1), encoding='utf-8')
+    names = ('top1', 'pretrained', 'random')
+    rows = [(str(row['seed']), *(f'{row[name]:.3f}' for name in names)) for row in results]
+    rows.append(('mean', *(f'{statistics.mean(row[name] for row in results):.3f}' for name in names)))
+    head = ('seed', 'top-1 %', 'AP50 pretrained', 'AP50 random')
+    show([Table(f'RetinaNet, {options.iters} iterations', head, rows)], console)
+    console.print(f'{time.perf_counter() - started:.0f} s in total')
+
+
+if __name__ == '__main__':
+    main()
