@@ -22,7 +22,9 @@ from mmplugin.engine.config import load_config
 from mmplugin.engine.curves import read_scalars
 from mmplugin.tables import Table, show
 
-ARCH = dict(widths=(24, 32, 64, 128), depths=(2, 2, 3, 2), attention_blocks=1, ratios=((4, 4), (4, 4), (4, 4, 4), (4, 4)))
+ARCH = dict(
+    widths=(24, 32, 64, 128), depths=(2, 2, 3, 2), attention_blocks=1, ratios=((4, 4), (4, 4), (4, 4, 4), (4, 4))
+)
 TOOLS = Path(__file__).resolve().parent
 console = Console(highlight=False)
 

@@ -57,8 +57,8 @@ def torchvision_or_stand_in() -> Iterator[None]:
         parent, _, child = name.rpartition('.')
         if parent:
             setattr(modules[parent], child, module)
-    modes: object = Enum('InterpolationMode', ['NEAREST', 'BILINEAR', 'BICUBIC', 'BOX', 'HAMMING', 'LANCZOS'])
-    modules['torchvision.transforms.transforms'].InterpolationMode = modes  # type: ignore[attr-defined]
+    InterpolationMode = Enum('InterpolationMode', ['NEAREST', 'BILINEAR', 'BICUBIC', 'BOX', 'HAMMING', 'LANCZOS'])
+    modules['torchvision.transforms.transforms'].InterpolationMode = InterpolationMode  # type: ignore[attr-defined]
     # A base class of a transform for masked autoencoders.
     modules['torchvision.transforms'].RandomResizedCrop = type('RandomResizedCrop', (), {})  # type: ignore[attr-defined]
     sys.modules.update(modules)
