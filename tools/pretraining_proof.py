@@ -1,6 +1,6 @@
 """Show what the path of docs/pretraining.md is worth: an architecture that nobody has published, with and without it.
 
-    python tools/pretraining_proof.py [--seeds 3] [--epochs 6] [--iters 200] [--work-dir work_dirs/pretraining_proof]
+    python tools/pretraining_proof.py [--seeds 3] [--epochs 4] [--iters 150] [--work-dir work_dirs/pretraining_proof]
 
 For each seed: train the architecture to classify the built-in single objects, convert the average of its weights, and
 train RetinaNet on the built-in scenes from them, and from random weights, with equal steps and equal settings. Every
@@ -33,8 +33,8 @@ def parse() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description='AP50 of a new architecture, pretrained and not.')
     parser.add_argument('--seeds', type=int, default=3, help='number of seeds (%(default)s)')
-    parser.add_argument('--epochs', type=int, default=6, help='epochs of classification (%(default)s)')
-    parser.add_argument('--iters', type=int, default=200, help='iterations of each detector (%(default)s)')
+    parser.add_argument('--epochs', type=int, default=4, help='epochs of classification (%(default)s)')
+    parser.add_argument('--iters', type=int, default=150, help='iterations of each detector (%(default)s)')
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/pretraining_proof'))
     return parser.parse_args()
 

@@ -118,7 +118,7 @@ class PretrainingClassifier(ImageClassifier):
         """Initialize the weights, and load the teacher, before any data is read."""
         super().init_weights()
         if self.teacher is not None:
-            self.teacher.load()
+            self.teacher.build()
 
     def loss(self, inputs: Tensor, data_samples: Sequence[DataSample]) -> dict[str, Tensor]:
         """Return the losses of a batch."""

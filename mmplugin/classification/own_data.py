@@ -11,10 +11,12 @@ from mmplugin.config_edits import evaluator_list, set_classes_
 from mmplugin.data.converted import FOLDER
 from mmplugin.data.synthetic import ensure_mini_objects
 from mmplugin.engine.data_options import DataOptions
+from mmplugin.engine.image_size import set_size_
 from mmplugin.errors import UserError
 from mmplugin.palette import palette
 
 MINI_SIDE, MINI_BATCH, MINI_EPOCHS = 64, 64, 6
+STRONG = ('RandAugment', 'RandomErasing')
 
 
 def apply_(cfg: Config, root: Path, classes: Sequence[str] | None, options: DataOptions, work_dir: Path) -> None:
@@ -36,11 +38,17 @@ def apply_mini_(cfg: Config, root: Path) -> None:
     cfg.train_dataloader.sampler.repeats = 1
     for loader in (cfg.val_dataloader, cfg.test_dataloader):
         loader.update(batch_size=MINI_BATCH, num_workers=0, persistent_workers=False)
-    _resize_(cfg, MINI_SIDE)
+    set_size_(cfg, MINI_SIDE, MINI_SIDE)
     # A small set in few epochs: the augmentation of 300 epochs would hide the objects.
-    cfg.train_dataloader.dataset.pipeline = [
-        step for step in cfg.train_dataloader.dataset.pipeline if step['type'] not in ('RandAugment', 'RandomErasing')
-    ]
+    steps = [step for step in cfg.train_dataloader.dataset.pipeline if step['type'] not in STRONG]
+    cfg.train_dataloader.dataset.pipeline = steps
+    for step in steps:
+        if step['type'] == 'RandomResizedCrop':
+            step['crop_ratio_range'] = (0.6, 1.0)
+    for loader in (cfg.val_dataloader, cfg.test_dataloader):
+        for step in loader.dataset.pipeline:
+            if step['type'] == 'ResizeEdge':
+                step['scale'] = MINI_SIDE  # the objects fill their images
     cfg.model.train_cfg = None
     cfg.model.data_preprocessor.batch_augments = None
     cfg.optim_wrapper.optimizer.update(lr=2e-3, weight_decay=0.05, fused=True)
@@ -59,17 +67,6 @@ def apply_mini_(cfg: Config, root: Path) -> None:
         cfg.custom_hooks.append(dict(type='LayerScaleHook'))
     cfg.auto_scale_lr = dict(enable=False, base_batch_size=MINI_BATCH)
     cfg.default_hooks.logger.interval = 10
-
-
-def _resize_(cfg: Config, side: int) -> None:
-    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
-        for step in loader.dataset.pipeline:
-            if step['type'] == 'RandomResizedCrop':
-                step.update(scale=side, crop_ratio_range=(0.6, 1.0))
-            elif step['type'] == 'ResizeEdge':
-                step['scale'] = side
-            elif step['type'] == 'CenterCrop':
-                step['crop_size'] = side
 
 
 def _use_(cfg: Config, root: Path, listing: Listing, folder: Path) -> None:

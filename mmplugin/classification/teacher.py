@@ -40,7 +40,7 @@ class Teacher:
         """Return the teacher itself: the average of the student's weights needs no second one."""
         return self
 
-    def load(self) -> nn.Module:
+    def build(self) -> nn.Module:
         """Build the network once, and return it."""
         if self.network is None:
             network, mean, std, self.bgr = self._timm() if 'timm' in self.settings else self._mmpretrain()
@@ -85,7 +85,7 @@ class Teacher:
         Args:
             images: (N, 3, H, W), as the student gets them.
         """
-        network = self.load().to(images.device)
+        network = self.build().to(images.device)
         pixels = images * self.student_std.to(images) + self.student_mean.to(images)
         own = (pixels - self.mean.to(images)) / self.std.to(images)
         scores = network(own.flip(1) if self.bgr else own)

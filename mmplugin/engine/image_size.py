@@ -6,7 +6,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from mmplugin.config_edits import dicts, is_segmentation
+from mmplugin.config_edits import dicts, is_classification, is_segmentation
 
 LARGEST_STRIDE = 32  # of which recipes pad images to a multiple
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
@@ -21,10 +21,13 @@ def set_size_(cfg: Config, height: int, width: int) -> str:
 
     Detection fits each image into the size, as the recipes do with 800x1333. Segmentation trains on crops of the size,
     and tests whole images whose short side is that of the size. Other scales, for example those of test-time
-    augmentation, keep their ratio to it.
+    augmentation, keep their ratio to it. Classification crops to the size, in tests after resizing the shorter side in
+    the ratio of the recipe.
     """
     text = f'images of {height}x{width}'
-    if is_segmentation(cfg):
+    if is_classification(cfg):
+        _set_classification_(cfg, height, width)
+    elif is_segmentation(cfg):
         _set_segmentation_(cfg, height, width)
     else:
         old = _test_scale(cfg)
@@ -100,6 +103,20 @@ def _set_segmentation_(cfg: Config, height: int, width: int) -> None:
         cfg.model.data_preprocessor.size = tuple(
             math.ceil(side / LARGEST_STRIDE) * LARGEST_STRIDE for side in (height, width)
         )
+
+
+def _set_classification_(cfg: Config, height: int, width: int) -> None:
+    for loader in filter(None, map(cfg.get, LOADERS)):
+        steps = {str(step['type']).rpartition('.')[2]: step for step in loader.dataset.pipeline}
+        if 'RandomResizedCrop' in steps:
+            steps['RandomResizedCrop']['scale'] = (height, width)
+        crop = steps.get('CenterCrop')
+        if crop is not None:
+            old = crop['crop_size']
+            if 'ResizeEdge' in steps:
+                edge = steps['ResizeEdge']
+                edge['scale'] = round(edge['scale'] * max(height, width) / (old if isinstance(old, int) else max(old)))
+            crop['crop_size'] = (width, height)
 
 
 def _typical_side(scale: tuple[int, int]) -> float:

@@ -59,7 +59,7 @@ def mmpretrain_teacher() -> dict:
 def test_the_teacher_gets_no_gradient_and_stays_in_eval_mode(mmpretrain_teacher):
     model = classifier(mmpretrain_teacher)
     model.train()
-    network = model.teacher.load()
+    network = model.teacher.build()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     losses = model.loss(torch.randn(2, 3, 64, 64), samples(0, 2))
     sum(losses.values()).backward()
@@ -74,7 +74,7 @@ def test_the_teacher_gets_no_gradient_and_stays_in_eval_mode(mmpretrain_teacher)
 def test_the_teacher_sees_pixels_in_its_own_normalization_and_channel_order(mmpretrain_teacher):
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     teacher = Teacher(mmpretrain_teacher, mean, std, 3)
-    network = teacher.load()
+    network = teacher.build()
     rgb = torch.randint(0, 256, (2, 3, 64, 64)).float()
     own = (rgb.flip(1) - torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1)) / torch.tensor([4.0, 5.0, 6.0]).view(3, 1, 1)
     torch.testing.assert_close(teacher((rgb - mean) / std), network(own), atol=1e-4, rtol=1e-4)
@@ -85,7 +85,7 @@ def test_a_network_of_timm_teaches_with_its_normalization(timm):
     settings = dict(timm='mixer_s32_224', pretrained=False)  # normalizes by 0.5
     teacher = Teacher(settings, mean, std, 3)
     rgb = torch.rand(1, 3, 224, 224)
-    expected = teacher.load()((rgb - 0.5) / 0.5)
+    expected = teacher.build()((rgb - 0.5) / 0.5)
     torch.testing.assert_close(teacher((255 * rgb - mean) / std), expected, atol=1e-4, rtol=1e-4)
 
 
