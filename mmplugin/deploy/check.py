@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mmplugin.deploy.metadata import Metadata
+from mmplugin.deploy.models import other_sizes
 from mmplugin.deploy.samples import Data, Reference, Sample, Score, as_data_sample
 from mmplugin.engine.result_tables import HEADLINES
 
@@ -64,20 +65,6 @@ class Proof:
     images: int = 0
     milliseconds: tuple[float, float] = (float('nan'), float('nan'))
     problems: list[str] = field(default_factory=list)
-
-
-def other_sizes(size: Sequence[int], least: Sequence[int], dynamic: bool) -> list[tuple[int, int]]:
-    """Return three sizes to compare at besides the traced one, the first of them odd.
-
-    A file of a fixed size gets images that leave some of it empty.
-    """
-    height, width = size
-    if not dynamic:
-        found = [(height * 3 // 4 | 1, width * 7 // 8 | 1), (height, width * 2 // 3), (height // 2, width)]
-        return [(max(least[0], min(h, height)), max(least[0], min(w, width))) for h, w in found]
-    found = [(height * 3 // 4 | 1, width * 5 // 4 | 1), (height * 5 // 4, width), (height, width * 3 // 2)]
-    found = [(max(least[0], h), max(least[0], w)) for h, w in found]
-    return [(h, w) if max(h, w) >= least[1] else (h, least[1] | 1) for h, w in found]
 
 
 def compare_objects(expected: Any, found: Any, result: Comparison) -> None:

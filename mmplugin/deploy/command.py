@@ -11,13 +11,14 @@ from rich.console import Console
 from rich.markup import escape
 
 from mmplugin.deploy import export
-from mmplugin.deploy.check import Proof, compare_features, headlines, other_sizes, prove
+from mmplugin.deploy.check import Proof, compare_features, headlines, prove
 from mmplugin.deploy.metadata import INPUTS, Metadata
-from mmplugin.deploy.models import WHATS, Choice, Traceable, least_sides, traceable
+from mmplugin.deploy.models import WHATS, Choice, Traceable, least_sides, other_sizes, traceable
 from mmplugin.engine.cfg_options import CfgOptions
 from mmplugin.engine.config import load_config
 from mmplugin.engine.data_options import add_data_arguments, data_options
 from mmplugin.errors import UserError
+from mmplugin.layers import ceil_div
 from mmplugin.tables import Table, show
 
 SUFFIXES = {'onnx': '.onnx', 'openvino': '.xml', 'pt2': '.pt2'}
@@ -45,6 +46,8 @@ def parse(argv: Sequence[str] | None = None, prog: str | None = None) -> argpars
     add('--logits', action='store_true', help='segmentation: return logits in place of classes')
     add('--images', type=_positive, metavar='N', help=f'test images that AP or mIoU is measured on ({IMAGES})')
     add('--no-metrics', action='store_true', help='compare a few images only, without AP or mIoU')
+    add('--int8', action='store_true', help='also write NAME-int8.onnx, calibrated on training images')
+    add('--max-drop', type=float, default=0.01, metavar='D', help='largest loss of AP by --int8 (%(default)s)')
     add('--mini', action='store_true', help='the checkpoint was trained with --mini')
     add_data_arguments(parser)
     add('--cfg-options', nargs='+', action=CfgOptions, help='other settings of the config: key=value')
@@ -100,6 +103,13 @@ def _refuse_impossible(options: argparse.Namespace) -> None:
         raise UserError(
             f'--out {options.out}: a file of the format {options.format} must end in {SUFFIXES[options.format]}'
         )
+    if options.int8 and (options.format != 'onnx' or part or options.input == 'tensor' or options.logits):
+        raise UserError(
+            '--int8 is for whole models that take images, in the format onnx: its loss is measured as AP or mIoU; omit '
+            '--format, --what, --input and --logits, or --int8'
+        )
+    if options.int8 and options.no_metrics:
+        raise UserError('--int8 is only useful with its loss of AP or mIoU; omit --no-metrics')
     if options.score_thr is not None and not 0 <= options.score_thr <= 1:
         raise UserError(f'--score-thr {options.score_thr}: expected a number from 0 to 1')
 
@@ -120,7 +130,8 @@ class Exporter:
         self.console = Console(highlight=False)
         self.rule = resize_rule(cfg)
         self.data = self._find_data()
-        self.name = Path(options.config).stem
+        path = Path(options.config)
+        self.name = path.resolve().parent.name if path.stem == 'config' else path.stem  # of a search
         size = options.size or self._default_size()
         self.choice = Choice(
             what=options.what,
@@ -136,7 +147,7 @@ class Exporter:
         self.path = Path(options.out or f'{self.name}{part}-{label}{SUFFIXES[options.format]}')
 
     def _find_data(self) -> Any:
-        """Return the test set of the config, else the built-in images without their annotations."""
+        """Return the test set of the config; parts of a model need none."""
         from mmplugin.deploy.samples import Data
         from mmplugin.engine.test import require_data
 
@@ -149,7 +160,7 @@ class Exporter:
         if not self.options.mini or self.data is None:
             return DEFAULT_SIZE
         sizes = [sample.image.shape[:2] for sample in self.data.samples()]
-        height, width = (-(-max(sides) // 32) * 32 for sides in zip(*sizes, strict=True))
+        height, width = (ceil_div(max(sides), 32) * 32 for sides in zip(*sizes, strict=True))
         if self.options.dynamic:  # the file works from there on
             least = least_sides(self.predictor.model.backbone, dynamic=True)
             if max(height, width) < least[1]:
@@ -167,7 +178,7 @@ class Exporter:
             self.predictor.model, self.predictor.classes, self.choice, self.name, self.options.checkpoint, self.rule
         )
         self.console.print(f'Exporting {escape(str(self.path))}', soft_wrap=True)
-        program = export.trace(found.module, list(found.inputs.values()), found.sides, found.metadata.min_size[0])
+        program = export.program_of(found)
         self._write(program, found)
         kind = self.options.format
         run = Pt2(self.path, found.outputs) if kind == 'pt2' else open_file(self.path, RUNTIME[kind])
@@ -183,6 +194,28 @@ class Exporter:
                 f'{self.path} was not kept, because its answers are not those of PyTorch: {"; ".join(proof.problems)}'
             )
         self.console.print(f'Proven: {escape(str(self.path))}', soft_wrap=True)
+        if self.options.int8:
+            self._quantize(run, proof, found.metadata)
+
+    def _quantize(self, run: Any, proof: Proof, metadata: Metadata) -> None:
+        """Write the file in 8 bits, measure what it costs, and print it."""
+        from mmplugin.deploy.quantize import calibration_data, prove_int8, write_int8
+        from mmplugin.deploy.runtimes import OnnxRuntime
+
+        path = self.path.with_name(f'{self.path.stem}-int8.onnx')
+        images, size = calibration_data(self.cfg), None if metadata.dynamic else metadata.size
+        if size is not None:
+            images.fit_(size)
+        write_int8(self.path, (sample.inputs(size) for sample in images.samples()), metadata, path)
+        result = prove_int8(OnnxRuntime(path), run, proof, self.data, metadata, self.options.max_drop)
+        bytes_, before = path.stat().st_size, self.path.stat().st_size
+        rows = [('file', f'{bytes_ / 1e6:.1f} MB', f'{before / 1e6:.1f} MB')]
+        rows += _metric_rows(result)
+        show([Table(f'{path.name}, {result.images} images', ('', 'int8', 'float32'), rows)], self.console)
+        if result.problems:
+            path.unlink(missing_ok=True)
+            raise UserError(f'{path} was not kept: {"; ".join(result.problems)}. {self.path} is in float32')
+        self.console.print(f'Proven: {escape(str(path))}', soft_wrap=True)
 
     def _write(self, program: Any, found: Traceable) -> None:
         kind = self.options.format
@@ -190,7 +223,7 @@ class Exporter:
             export.write_pt2(program, found.metadata, self.path)
             return
         target = self.path if kind == 'onnx' else self.path.with_suffix('.part.onnx')
-        export.write_onnx(program, list(found.inputs), found.outputs, found.metadata, target)
+        export.write_onnx(program, found.inputs, found.outputs, found.metadata, target)
         if kind == 'openvino':
             try:
                 export.write_openvino(target, found.metadata, self.path)
@@ -208,7 +241,7 @@ class Exporter:
 
         runtime = f'{run.name} {run.version}'
         if found.metadata.input == 'tensor' or found.metadata.logits:
-            return _prove_tensors(run, runtime, found)
+            return _prove_numbers(run, runtime, found)
         if not found.metadata.dynamic:
             self.data.fit_(found.metadata.size)
         reference = Reference(self.predictor.model, None if found.metadata.dynamic else found.metadata.size)
@@ -223,40 +256,40 @@ class Exporter:
             rows.append((f'largest error of {name}', f'{error:.2g}{unit}', ''))
         unit = 'pixels' if metadata.kind == 'classes' else 'maps' if metadata.kind == 'features' else 'objects'
         rows.append((f'{unit} that differ', f'{proof.file.lost} of {proof.file.total}', str(proof.noise.lost)))
-        for _, text, before, after in headlines(proof):
-            digits = 3 if 'AP' in text else 2
-            rows.append((text, f'{after:.{digits}f}', f'{before:.{digits}f}'))
-        rows.append(('ms', f'{proof.milliseconds[1]:.0f}', f'{proof.milliseconds[0]:.0f}'))
+        rows += _metric_rows(proof)
         images = f', {proof.images} images' if proof.images else ''
         return Table(f'{self.path.name}{images}', ('', proof.runtime, 'PyTorch'), rows)
 
 
-def _prove_tensors(run: Any, runtime: str, found: Traceable) -> Proof:
-    """Compare a file that takes tensors with its module in PyTorch, on random numbers."""
-    import numpy as np
+def _metric_rows(proof: Proof) -> list[tuple[str, str, str]]:
+    """Return the metrics and the times of a proof, the file first."""
+    rows = []
+    for _, text, before, after in headlines(proof):
+        digits = 3 if 'AP' in text else 2
+        rows.append((text, f'{after:.{digits}f}', f'{before:.{digits}f}'))
+    return [*rows, ('ms', f'{proof.milliseconds[1]:.0f}', f'{proof.milliseconds[0]:.0f}')]
+
+
+def _prove_numbers(run: Any, runtime: str, found: Traceable) -> Proof:
+    """Compare a file with its module in PyTorch, number by number, on random inputs."""
     import torch
 
     from mmplugin.deploy.check import alternate
 
     proof = Proof(runtime)
-    generator = torch.Generator().manual_seed(0)
     sizes = [found.metadata.size]
     if found.metadata.dynamic:
         sizes += other_sizes(found.metadata.size, found.metadata.min_size, True)
-    for height, width in sizes:
-        if found.metadata.kind != 'features':
-            height, width = (-(-side // 32) * 32 for side in (height, width))
-        x = torch.randn(1, 3, height, width, generator=generator)
+    if found.metadata.kind != 'features':
+        sizes = [(ceil_div(height, 32) * 32, ceil_div(width, 32) * 32) for height, width in sizes]
+    torch.manual_seed(0)
+    for size in reversed(sizes):
+        inputs = found.random_inputs(*size)
+        arrays = {name: value.numpy() for name, value in zip(found.inputs, inputs, strict=True)}
         with torch.no_grad():
-            expected = found.module(x)
-        compare_features(expected, run(dict(tensor=x.numpy())), proof.file)
-    x = torch.randn(1, 3, *found.metadata.size, generator=generator)
-
-    def in_torch() -> object:
-        with torch.no_grad():
-            return found.module(x)
-
-    proof.milliseconds = alternate(in_torch, lambda: run(dict(tensor=np.asarray(x))))
+            compare_features(found.module(*inputs), run(arrays), proof.file)
+    with torch.no_grad():
+        proof.milliseconds = alternate(lambda: found.module(*inputs), lambda: run(arrays))
     if proof.file.lost:
         proof.problems.append(f'{proof.file.lost} of {proof.file.total} results differ by more than rounding')
     return proof

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,11 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from mmplugin.deploy.metadata import KEY, Metadata
+from mmplugin.deploy.models import Traceable
 from mmplugin.errors import UserError
 from mmplugin.files import atomic_write
+from mmplugin.text import some
 
 OPSET = 20
 LARGEST = 8192  # side of an image that a dynamic file takes
+# A condition that a size, or what is computed from it, equals a number; and one of a dimension that has no symbol.
+PINNED = re.compile(r'== *(\d+) *$|^ *(\d+) *==')
+CONSTANT = re.compile(r'[^=]*size\(\)\[[01]\] *== *\d+ *')
 # The packages of a format, and the extra that installs them.
 PACKAGES = {
     'onnx': (('onnx', 'onnxscript', 'onnxruntime'), 'export'),
@@ -55,7 +61,27 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def trace(module: nn.Module, inputs: Sequence[Tensor], sides: dict[int, dict[int, str]], least: int) -> Any:
+def program_of(found: Traceable) -> Any:
+    """Return the program of a model.
+
+    Raises:
+        UserError: The model cannot be traced, or is right for one size only, although the file is for all sizes.
+    """
+    size, least, dynamic = found.metadata.size, found.metadata.min_size, found.metadata.dynamic
+    try:
+        program = trace(found.module, found.random_inputs(*size), found.sides if dynamic else {}, least[0])
+    except Exception as error:  # a tracer raises whatever a model of the user's own makes it raise
+        problem = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f'torch.export cannot trace this model ({problem:.300}). Try --what backbone or --what neck'
+            + (', or omit --dynamic' if dynamic else '')
+        ) from error
+    if dynamic:
+        require_any_size(program)
+    return program
+
+
+def trace(module: nn.Module, inputs: Sequence[Tensor], sides: dict[int, tuple[int, int]], least: int) -> Any:
     """Return the program of a module.
 
     Args:
@@ -65,29 +91,28 @@ def trace(module: nn.Module, inputs: Sequence[Tensor], sides: dict[int, dict[int
         least: Least length of a symbolic side.
     """
     side = torch.export.Dim.DYNAMIC(min=least, max=LARGEST)
-    shapes = tuple(dict.fromkeys(sides.get(i, {}), side) for i in range(len(inputs)))
+    shapes = tuple(dict.fromkeys(sides.get(i, ()), side) for i in range(len(inputs)))
     with torch.no_grad(), _quiet():
         # strict mode would trace Python itself, in minutes, and stop at other places
         return torch.export.export(module, tuple(inputs), dynamic_shapes=shapes if sides else None, strict=False)
 
 
-def require_any_size(program: Any, samples: Sequence[Sequence[Tensor]]) -> None:
-    """Raise a ``UserError`` if a program with symbolic sizes refuses inputs of other sizes.
+def require_any_size(program: Any) -> None:
+    """Raise a ``UserError`` if a program with symbolic sizes is right for one size only.
 
-    Where a model computes with sizes as numbers, torch.export notes the condition under which its graph is right, and
-    the program checks it. ONNX files do not: they would run, and be wrong, at other sizes.
+    Where a model turns a size into a number, torch.export notes that the graph holds for this number, and its own
+    program checks it. ONNX files do not: they would run, and be wrong, at other sizes. Conditions that relate sizes to
+    each other concern the layout of memory, which other runtimes choose themselves. The attribute is private; without
+    it, the comparison of results at other sizes remains.
     """
-    module = program.module()
-    with torch.no_grad(), _quiet():
-        for inputs in samples:
-            try:
-                module(*inputs)
-            except (AssertionError, RuntimeError) as error:
-                problem = str(error).strip().splitlines()[0]
-                raise UserError(
-                    f'this model is right for some image sizes only ({problem:.200}). Export a fixed size: omit '
-                    '--dynamic'
-                ) from error
+    guards = [str(guard) for guard in getattr(program, '_guards_code', None) or []]
+    # Batch and channels are numbers; so are 0 and 1, which every size is compared with.
+    pinned = [guard for guard in guards if (found := PINNED.search(guard)) and int(found[1] or found[2]) > 1]
+    if pinned := [guard for guard in pinned if not CONSTANT.fullmatch(guard)]:
+        raise UserError(
+            f'this model is right for the traced image size only, because it needs {some(pinned)}. Export a fixed '
+            'size: omit --dynamic'
+        )
 
 
 def write_onnx(

@@ -35,7 +35,7 @@ class Images(nn.Module):
     def forward(self, image: Tensor, valid: Tensor) -> Tensor:
         """Map uint8 (H, W, 3) to float32 (1, 3, H', W'), zero beyond ``valid``, with sides that the model takes."""
         height, width = image.shape[:2]
-        x = image.permute(2, 0, 1).float()
+        x = image.permute(2, 0, 1).float().contiguous()  # in PyTorch, convolutions read the layout of their input
         x = ((x.flip(0) if self.reverse else x) - self.mean) / self.std
         inside = (torch.arange(height) < valid[0])[:, None] & (torch.arange(width) < valid[1])
         x = torch.where(inside, x, torch.zeros(()))

@@ -50,17 +50,24 @@ class Traceable:
 
     Args:
         module: In inference mode, with all norms folded.
-        inputs: Tensors to trace with, by name.
-        sides: By the number of an input, its symbolic dimensions with their names.
+        inputs: Names of the inputs.
+        sides: By the number of an input, its dimensions that are height and width.
         outputs: Names of the results.
         metadata: What the file says about itself.
     """
 
     module: nn.Module
-    inputs: dict[str, Tensor]
-    sides: dict[int, dict[int, str]]
+    inputs: tuple[str, ...]
+    sides: dict[int, tuple[int, int]]
     outputs: tuple[str, ...]
     metadata: Metadata
+
+    def random_inputs(self, height: int, width: int) -> list[Tensor]:
+        """Return inputs of another size."""
+        if self.metadata.input == 'tensor':
+            return [torch.randn(1, 3, height, width)]
+        image = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8)
+        return [image, torch.tensor([height, width]), torch.tensor([height, width])]
 
 
 def least_sides(backbone: Any, dynamic: bool) -> tuple[int, int]:
@@ -70,6 +77,20 @@ def least_sides(backbone: Any, dynamic: bool) -> tuple[int, int]:
         return least, least
     # A dynamic file always has windows. A coarsest map that fits into one window would need another computation.
     return least, WINDOW * backbone.STRIDES[backbone.num_stages - 1] + 1
+
+
+def other_sizes(size: Sequence[int], least: Sequence[int], dynamic: bool) -> list[tuple[int, int]]:
+    """Return three sizes to compare at besides the traced one, the first of them odd.
+
+    A file of a fixed size gets images that leave some of it empty.
+    """
+    height, width = size
+    if not dynamic:
+        found = [(height * 3 // 4 | 1, width * 7 // 8 | 1), (height, width * 2 // 3), (height // 2, width)]
+        return [(max(least[0], min(h, height)), max(least[0], min(w, width))) for h, w in found]
+    found = [(height * 3 // 4 | 1, width * 5 // 4 | 1), (height * 5 // 4, width), (height, width * 3 // 2)]
+    found = [(max(least[0], h), max(least[0], w)) for h, w in found]
+    return [(h, w) if max(h, w) >= least[1] else (h, least[1] | 1) for h, w in found]
 
 
 def fused_(model: Any) -> Any:
@@ -156,16 +177,8 @@ def traceable(
     )
     if choice.input == 'tensor':
         _require_divisible(choice.size, form.images.divisor)
-        sides = {0: {2: 'height', 3: 'width'}} if choice.dynamic else {}
-        inputs = dict(tensor=torch.randn(1, 3, height, width))
-        return Traceable(TensorForm(form).eval(), inputs, sides, form.outputs, metadata)
-    inputs = dict(
-        image=torch.randint(0, 256, (height, width, 3), dtype=torch.uint8),
-        valid=torch.tensor([height, width]),
-        original=torch.tensor([height, width]),
-    )
-    sides = {0: {0: 'height', 1: 'width'}} if choice.dynamic else {}
-    return Traceable(form.eval(), inputs, sides, form.outputs, metadata)
+        return Traceable(TensorForm(form).eval(), ('tensor',), {0: (2, 3)}, form.outputs, metadata)
+    return Traceable(form.eval(), ('image', 'valid', 'original'), {0: (0, 1)}, form.outputs, metadata)
 
 
 def _features(model: Any, choice: Choice, common: dict[str, Any]) -> Traceable:
@@ -177,8 +190,8 @@ def _features(model: Any, choice: Choice, common: dict[str, Any]) -> Traceable:
     with torch.no_grad():
         strides = [round(choice.size[0] / level.shape[2]) for level in module(x)]
     metadata = Metadata(kind='features', input='tensor', **common)
-    sides = {0: {2: 'height', 3: 'width'}} if choice.dynamic else {}
-    return Traceable(module, dict(tensor=x), sides, tuple(f'stride{stride}' for stride in strides), metadata)
+    names = tuple(f'stride{stride}' for stride in strides)
+    return Traceable(module, ('tensor',), {0: (2, 3)}, names, metadata)
 
 
 def _require_divisible(size: Sequence[int], divisor: int) -> None:
