@@ -5,8 +5,9 @@ VENV_STOCK := .venv-stock
 VENV_DOCS := .venv-docs
 PYTEST := python -m pytest -q
 QUICK := -m "not slow and not faults and not gpu"
-# Two processes; the tests of a file stay together, because they share what is slow to build. -n 0: one process.
-PARALLEL ?= -n 2 --dist loadfile
+# Two processes; the tests of a file stay together, because they share what is slow to build, and start in the order of
+# tests/conftest.py. -n 0: one process.
+PARALLEL ?= -n 2 --dist loadfile --no-loadscope-reorder
 COVERAGE := --cov --cov-report=term
 WORK := work_dirs/demo
 # On Linux, PyPI's torch is the CUDA build, several gigabytes. Without an NVIDIA GPU, this index has a smaller build.

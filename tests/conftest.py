@@ -18,6 +18,18 @@ import torch  # noqa: E402
 torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))  # as in the processes that tests start
 
 
+# The files that take longest start first, so that no process waits for the other at the end.
+LONGEST = tuple(
+    f'tests/{name}.py'
+    for name in ('search/test_run', 'test_configs', 'layers/test_freeze', 'layers/test_compile', 'engine/test_resume')
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of the longest files first."""
+    items.sort(key=lambda item: not item.path.as_posix().endswith(LONGEST))
+
+
 @pytest.fixture(autouse=True)
 def _same_seed_every_test() -> None:
     """Seed every test, so that it does not depend on the tests before it."""

@@ -7,6 +7,12 @@ import mmplugin  # noqa: F401  registers the backbones
 
 SMALLEST = [('EfficientFormer', 'l1'), ('EfficientFormerV2', 's0'), ('EfficientViTMSRA', 'm0')]
 
+FEW_BLOCKS = {  # every kind of block once
+    'EfficientFormer': dict(widths=(64,) * 4, depths=(1, 1, 1, 2), attention_blocks=1),
+    'EfficientFormerV2': dict(widths=(64,) * 4, depths=(1, 1, 1, 1), attention_blocks=1, ratios=((4,),) * 4),
+    'EfficientViTMSRA': dict(widths=(256,) * 3, depths=(1, 1, 1), heads=(2, 2, 2), kernels=(3, 3)),
+}
+
 
 def build(name: str, arch: str | dict, **settings) -> torch.nn.Module:
     """Build a backbone, the same one every time, whose biases, scales and norms all change the result."""

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import faults.processes  # noqa: F401  lets new processes start with everything imported
 from torch import multiprocessing
 
 
@@ -13,7 +14,8 @@ def run_in_two_processes(function: Callable, *arguments: Any) -> None:
 
     They load the test file by its path. Its module name may belong to a package called ``tests`` that is installed.
     """
-    multiprocessing.spawn(_call, (function.__code__.co_filename, function.__name__, *arguments), nprocs=2)
+    call = function.__code__.co_filename, function.__name__, *arguments
+    multiprocessing.start_processes(_call, call, nprocs=2, start_method='forkserver')
 
 
 def _call(rank: int, path: str, name: str, *arguments: Any) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from mmplugin.backbones import FAMILIES
 from mmplugin.errors import UserError
-from mmplugin.files import reason
+from mmplugin.files import reason, require_file
 
 MOST_BYTES = 1_000_000
 
@@ -20,9 +20,11 @@ def read_arch(path: str | Path) -> tuple[str, dict[str, Any]]:
     """
     path = Path(path)
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise UserError(f'{path} has {path.stat().st_size:,} bytes; an arch takes less than {MOST_BYTES:,}')
+        if (size := require_file(path).st_size) > MOST_BYTES:
+            raise UserError(f'{path} has {size:,} bytes; an arch takes less than {MOST_BYTES:,}')
         content = json.loads(path.read_text(encoding='utf-8'))
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f'{path} cannot be read: {reason(error)}') from error
     except (ValueError, RecursionError) as error:

@@ -29,7 +29,7 @@ from mmplugin.backbones import FAMILIES
 from mmplugin.benchmark.subjects import apply_mode_, from_backbone
 from mmplugin.engine.work_dir import prepare_folder
 from mmplugin.errors import UserError
-from mmplugin.files import atomic_write, reason
+from mmplugin.files import atomic_write, reason, require_file
 from mmplugin.search.conditions import PROBES, Conditions
 from mmplugin.search.fitted import FittedModel
 from mmplugin.search.latency import CHECKS, CheckRow, LatencyTable, check_row, refuse_seconds
@@ -148,8 +148,11 @@ def read_probes(path: Path) -> LatencyTable:
     """Return the table of a list whose times were filled in."""
     notes = _notes(path.parent)
     try:
+        require_file(path)
         with path.open(encoding='utf-8-sig', newline='') as file:
             rows = list(csv.DictReader(file))
+    except UserError:
+        raise
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f'{path} cannot be read: {error}') from error
     if rows and set(COLUMNS) - set(rows[0]):
@@ -189,10 +192,13 @@ def _milliseconds(path: Path, row: dict[str, Any], column: str) -> float | None:
 def _notes(folder: Path) -> dict[str, Any]:
     path = folder / NOTES
     try:
+        require_file(path)
         notes = json.loads(path.read_text(encoding='utf-8'))
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f'{path} cannot be read: {reason(error)}; it belongs to {LIST}: keep both together') from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f'{path} is damaged ({error}); write the probes again') from error
     names = {field.name for field in fields(Conditions)}
     if not isinstance(notes, dict) or set(notes.get('conditions', ())) != names or not notes.get('archs'):

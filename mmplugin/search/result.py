@@ -99,7 +99,7 @@ def read_trace(path: Path) -> list[dict[str, Any]]:
     """Read what ``write_trace`` wrote."""
     try:
         return [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f'--resume: {path} cannot be read ({error}); start the search again without --resume'
         ) from error

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmplugin.errors import UserError
-from mmplugin.files import atomic_write, reason
+from mmplugin.files import atomic_write, reason, require_file
 from mmplugin.search.conditions import MACHINE, PROBES, Conditions, differences, processor_name
 from mmplugin.search.fitted import FittedModel, InSituModel
 from mmplugin.search.latency import CheckRow, LatencyTable, refuse_seconds
@@ -50,10 +50,13 @@ def read_table(cls: type[LatencyTable], path: Path, expected: dict[str, Any]) ->
 
 def _read_json(cls: type[LatencyTable], path: Path) -> LatencyTable:
     try:
+        require_file(path)
         content = json.loads(path.read_text(encoding='utf-8'))
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f'{path} cannot be read: {reason(error)}') from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f'{path} is no latency table: it is no JSON ({error})') from error
     if not isinstance(content, dict) or content.get('kind') != KIND:
         raise UserError(f'{path} is no latency table: "kind" is not "{KIND}"')

@@ -16,6 +16,7 @@ from mmengine.dataset import BaseDataset
 from PIL import Image
 from rich.console import Console
 
+from mmplugin.convert.arch_file import read_arch
 from mmplugin.convert.verify import verify
 from mmplugin.data.layouts.coco import find
 from mmplugin.data.layouts.masks import read_mask
@@ -26,6 +27,8 @@ from mmplugin.engine.check_data import check_config
 from mmplugin.engine.media import VIDEO, Source, Video
 from mmplugin.errors import UserError
 from mmplugin.image_files import FORMATS, MOST_PIXELS, check_image
+from mmplugin.search.latency import LatencyTable
+from mmplugin.search.result import read_trace
 
 SIDE = 32000  # OpenCV decodes such an image, in 3 GB
 TOO_LARGE = r'a\.png has 32000x32000 pixels, but the limit is'
@@ -125,6 +128,31 @@ def test_annotations_in_a_pipe_are_refused(tmp_path: Path):
     require_annotation_files(dict(data_root=str(tmp_path.parent), ann_file=tmp_path.name))  # folders of DOTA
     with pytest.raises(UserError, match=PIPE):
         Video(Source(VIDEO, str(pipe), 'a.mp4', 'a'))
+
+
+# Files of searches, which people pass on like weights.
+SEARCH_FILES: dict[str, Callable[[Path], Any]] = {
+    'arch.json': read_arch,
+    'latency.json': LatencyTable.load,
+    'latency.csv': LatencyTable.load,
+    'trace.jsonl': read_trace,
+}
+
+
+@pytest.mark.parametrize('name', [name for name in SEARCH_FILES if name != 'trace.jsonl'])
+def test_an_arch_or_a_latency_table_in_a_pipe_is_refused(name: str, tmp_path: Path):
+    os.mkfifo(tmp_path / name)
+    (tmp_path / 'probes.json').symlink_to(tmp_path / name)  # which is read together with the times
+    with pytest.raises(UserError, match=PIPE):
+        SEARCH_FILES[name](tmp_path / name)
+
+
+@pytest.mark.parametrize('content', [b'[' * 200_000, b'\xff\xfe\x00'])
+@pytest.mark.parametrize('name', SEARCH_FILES)
+def test_a_damaged_file_of_a_search_is_one_message_with_its_path(name: str, content: bytes, tmp_path: Path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=str(tmp_path)):
+        SEARCH_FILES[name](tmp_path / name)
 
 
 def test_training_without_its_check_does_not_wait_for_a_pipe(tiny_sets: None, tmp_path: Path, capsys):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from random_backbones import build
+from random_backbones import FEW_BLOCKS, build
 
 from mmplugin.layers import OffsetBias
 
@@ -18,21 +18,14 @@ def test_custom_operators_pass_opcheck():
         torch.library.opcheck(torch.ops.mmplugin.upsample2x.default, (x, height, width))
 
 
-SMALL = {
-    'EfficientFormer': dict(widths=(64,) * 4, depths=(1, 1, 1, 2), attention_blocks=1),
-    'EfficientFormerV2': dict(widths=(64,) * 4, depths=(1, 1, 1, 1), attention_blocks=1, ratios=((4,),) * 4),
-    'EfficientViTMSRA': dict(widths=(256,) * 3, depths=(1, 1, 1), heads=(2, 2, 2), kernels=(3, 3)),
-}
-
-
 # Sides that are odd and even at every stride, of images whose maps are larger than a window of 7x7 at stride 64.
-SIZES = [(700 + 33 * i, 900 + 64 * (i % 7) + i) for i in range(20)]
+SIZES = [(500 + 25 * i, 560 + 41 * (3 * i % 8)) for i in range(8)]
 
 
 @pytest.mark.no_cover  # measuring the compiler's own Python code would take another half of the time
-@pytest.mark.parametrize('name', list(SMALL))
+@pytest.mark.parametrize('name', FEW_BLOCKS)
 def test_compiling_breaks_no_graph_and_seldom_recompiles(name):
-    model = build(name, SMALL[name]).eval().fuse()
+    model = build(name, FEW_BLOCKS[name]).eval().fuse()
     graphs = []
 
     def backend(graph, inputs):

@@ -6,6 +6,7 @@ import operator_references as reference
 import pytest
 import torch
 from mmengine.registry import MODELS
+from random_backbones import FEW_BLOCKS, SMALLEST
 
 import mmplugin  # noqa: F401  registers the backbones
 from mmplugin import ops
@@ -144,7 +145,7 @@ def with_effective_layers(model):
 
 
 @pytest.mark.parametrize(
-    ('name', 'arch'), [('EfficientFormer', 'l1'), ('EfficientFormerV2', 's0'), ('EfficientViTMSRA', 'm0')]
+    ('name', 'arch'), [*FEW_BLOCKS.items(), *(pytest.param(*smallest, marks=pytest.mark.slow) for smallest in SMALLEST)]
 )
 def test_a_backbone_at_a_fixed_size_equals_torch(export, name, arch):
     model = with_effective_layers(MODELS.build(dict(type=name, arch=arch)))

@@ -27,7 +27,7 @@ def weights_of(which: tuple[str, dict], seed: int, dtype: torch.dtype, **argumen
     return {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(which=archs(), seed=SEEDS, dtype=DTYPES, channels=st.sampled_from((1, 3, 4)))
 def test_a_converted_file_converts_to_itself(which, seed, dtype, channels):
     weights = weights_of(which, seed, dtype, in_channels=channels)
@@ -38,7 +38,7 @@ def test_a_converted_file_converts_to_itself(which, seed, dtype, channels):
     FAMILIES[which[0]](**{k: v for k, v in result.backbone.items() if k != 'type'}).load_state_dict(weights)
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(
     which=archs(), seed=SEEDS, dtype=DTYPES, project=st.sampled_from(('timm', 'original')), classes=st.integers(1, 5)
 )
