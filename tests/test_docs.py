@@ -16,7 +16,7 @@ from mmplugin.backbones import FAMILIES
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').rglob('*.md'))]
 TOOLS = {'convert_weights': 'convert', 'check_data': 'check-data'}  # script: command, where the names differ
-SCRIPTS = {'search_proof'}  # without a command
+SCRIPTS = {'pretraining_proof', 'search_proof'}  # without a command
 FOLDERS = ('configs', 'docs', 'mmplugin', 'tests', 'tools')
 each_page = pytest.mark.parametrize('page', PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
