@@ -1,0 +1,1 @@
+../mmplugin/deploy/predictor.py
