@@ -11,7 +11,7 @@ from mmplugin.backbones import FAMILIES
 from mmplugin.errors import UserError
 
 ARCHS = [(cls.__name__, arch) for cls in FAMILIES.values() for arch in cls.ARCHS]
-SIZES = [(32, 32), (64, 96), (75, 101), (224, 224), (333, 500), (32, 1024)]
+SIZES = [(32, 32), (64, 96), (75, 101), (224, 224), (241, 350), (32, 1024)]
 
 
 @pytest.fixture(scope='module', params=ARCHS, ids='-'.join)
