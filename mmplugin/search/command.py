@@ -14,13 +14,15 @@ from mmplugin.config_edits import is_segmentation
 from mmplugin.engine.arguments import add_common_arguments, config_from
 from mmplugin.errors import UserError
 from mmplugin.search.budget import QUANTITIES, Budget, Quantity
-from mmplugin.search.other_archs import family_of
+from mmplugin.search.other_archs import family_of, start_from
 
-METHODS = ('prune', 'joint', 'slim')  # of EfficientViT, EfficientFormerV2 and EfficientFormer
+METHODS = ('joint', 'slim', 'prune')  # of EfficientFormerV2, EfficientFormer and EfficientViT
+DEFAULT_METHODS = {'v1': 'slim', 'v2': 'joint', 'evit': 'prune'}
+JOINT_ONLY = ('steps', 'exact', 'targets', 'grow')
 SIZE = (512, 512)
 # What the built-in sets of --mini are tested at, by whether the config is for segmentation.
 MINI_SIZES = {False: (192, 224), True: (160, 160)}
-PRUNE_ONLY = ('checkpoint', 'recover', 'images', 'resume', 'latency_table', 'probes')
+PRUNE_ONLY = (*JOINT_ONLY, 'checkpoint', 'start', 'recover', 'images', 'resume', 'latency_table', 'probes')
 TARGETS = tuple(quantity.option for quantity in QUANTITIES.values())
 
 
@@ -44,13 +46,22 @@ def parse(argv: Sequence[str], prog: str | None = None) -> argparse.Namespace:
             help=f'{quantity.name} of the whole model as deployed: {quantity.example}'.replace('%', '%%'))
 
     add = parser.add_argument_group('method').add_argument
-    add('--method', choices=METHODS, default='prune',
-        help='prune (the default) is for all families; the others are not there yet')
+    add('--method', choices=METHODS,
+        help='joint and slim train a supernet and slim it, slim for v1 only; prune removes channels of a trained '
+        'network in rounds; default: slim for v1, joint for v2, prune for evit')
     add('--probes', type=Path, metavar='DIR',
         help='write networks as ONNX files to time on another device, for --latency-table, and search nothing')
     add('--rank-only', action='store_true', help='measure the published networks, and search nothing')
     add('--of', choices=('model', 'backbone'), default='model', help='what the budget is for; default: model')
-    add('--recover', type=_count, metavar='N', help='training steps after each round of pruning')
+    add('--recover', type=_count, metavar='N',
+        help='training steps after each round of pruning, or of each network that is found')
+    add('--steps', type=_count, metavar='N', help='training steps of the supernet (joint, slim)')
+    add('--exact', action='store_true', help='evaluate all actions before each step, as the paper does (joint)')
+    add('--targets', type=_targets, metavar='N,N',
+        help='several latencies, such as 40%%,60%%,80%%: a network for each from one supernet (joint, slim)')
+    add('--from', dest='start', metavar='ARCH', help='start from another network of the family: s1, l3, ...')
+    add('--grow', action='store_true',
+        help='start from a larger network: attention in all blocks of stages 3 and 4, and expansions of 4 (v2, joint)')
     add('--images', type=positive, metavar='N', help='training images that networks are compared on')
     add('--by', choices=('importance', 'latency'), default='latency',
         help='order of pruning: loss per latency gained (the default), or loss alone')
@@ -102,11 +113,20 @@ def _target(quantity: Quantity) -> Callable[[str], str]:
     return target
 
 
+def _targets(text: str) -> list[str]:
+    words = [word.strip() for word in text.split(',')]
+    for word in words:
+        _target(QUANTITIES['latency_ms'])(word)
+    if len(set(words)) < len(words):
+        raise argparse.ArgumentTypeError(f'{text}: a target occurs twice')
+    return words
+
+
 def _check(options: argparse.Namespace) -> None:
-    if not options.rank_only and options.method != 'prune':
-        raise UserError(f'--method {options.method} is not there yet; use prune, which is for all families')
-    if options.launcher != 'none':
-        raise UserError(f'--launcher {options.launcher}: a search runs in one process; omit --launcher')
+    if options.targets and options.target_latency_ms:
+        raise UserError('--targets and --target-latency exclude each other: add the latency to --targets')
+    if options.launcher != 'none' and (options.rank_only or options.probes):
+        raise UserError(f'--launcher {options.launcher}: measurements run in one process; omit --launcher')
     if options.clock == 'cpu' and options.device != 'cpu':
         raise UserError('--clock cpu counts processor time, which says nothing about a GPU; use --clock wall')
     if options.checkpoint and not Path(options.checkpoint).is_file():
@@ -122,13 +142,31 @@ def _check(options: argparse.Namespace) -> None:
             raise UserError(f'--rank-only measures networks with random weights, and has no use for {words}; omit it')
 
 
+def _choose_method(options: argparse.Namespace, family: str) -> None:
+    options.method = options.method or DEFAULT_METHODS[family]
+    if options.method == 'slim' and family != 'v1':
+        raise UserError(f'--method slim is the method of v1, and this config is of {family}; use joint or prune')
+    if options.launcher != 'none' and options.method != 'joint':
+        raise UserError(
+            f'--launcher {options.launcher}: --method {options.method} runs in one process; omit --launcher'
+        )
+    allowed = {'joint': JOINT_ONLY, 'slim': ('steps', 'targets'), 'prune': ()}[options.method]
+    unused = [name for name in JOINT_ONLY if name not in allowed and getattr(options, name) not in (None, False)]
+    if unused:
+        words = ', '.join(map(_flag, unused))
+        raise UserError(f'--method {options.method} has no use for {words}; omit it, or add --method joint')
+
+
 def _flag(name: str) -> str:
     return '--' + name.replace('_', '-')
 
 
 def budget_of(options: argparse.Namespace) -> Budget:
     """Return the budget of the command line."""
-    return Budget.from_options(*(getattr(options, f'target_{name}') for name in QUANTITIES))
+    values = {name: getattr(options, f'target_{name}') for name in QUANTITIES}
+    if options.targets:  # the hardest one decides what is refused
+        values['latency_ms'] = min(options.targets, key=QUANTITIES['latency_ms'].parse)
+    return Budget.from_options(*values.values())
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
@@ -144,7 +182,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     if options.rank_only or options.probes:
         options.weights = 'none'  # speed does not depend on them
     cfg = config_from(options)
-    family_of(cfg.model.backbone)
+    family = family_of(cfg.model.backbone)
     options.size = options.size or (MINI_SIZES[is_segmentation(cfg)] if options.mini else SIZE)
     if options.probes:
         from mmplugin.search.probes import run_probes
@@ -154,6 +192,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         from mmplugin.search.rank import run_rank
 
         return run_rank(cfg, options, budget)
+    _choose_method(options, family)
+    if options.start or options.grow:
+        cfg = start_from(cfg, options)
     from mmplugin.search.methods import run_search
 
     return run_search(cfg, options, budget)

@@ -3,27 +3,33 @@
 import argparse
 import copy
 import shlex
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config
+from mmengine.dist import barrier, init_dist, is_main_process
 from rich.console import Console
 
 from mmplugin.engine.work_dir import locked, prepare_folder
 from mmplugin.errors import UserError
 
 from .budget import Budget
+from .joint import JointRun
 from .latency import LatencyTable
 from .prune_run import PruneRun
 from .report import prune_report, write_report
 from .result import STATE, Result
 from .run import START, Run
+from .slim import SlimRun
 from .space import Space
 
-METHODS: dict[str, type[Run]] = {run.method: run for run in (PruneRun,)}
+METHODS: dict[str, type[Run]] = {run.method: run for run in (PruneRun, JointRun, SlimRun)}
 DEFAULTS: dict[str, Any] = dict(
     method='prune', checkpoint=None, trust=False, of='model', recover=None, images=None, by='latency', resume=False,
     size=(512, 512), batch=1, mode='fused', device='cpu', threads=None, rounds=10, clock='wall', latency_table=None,
+    steps=None, exact=False, targets=None, start=None, grow=False,
 )  # fmt: skip
 
 
@@ -64,15 +70,24 @@ def search(
 
 def run_search(cfg: Config, options: argparse.Namespace, budget: Budget) -> int:
     """Run the command."""
+    if options.launcher != 'none':
+        if options.device == 'cpu' and options.launcher == 'pytorch':  # mmengine's own start requires a GPU
+            torch.distributed.init_process_group('gloo')
+        else:
+            init_dist(options.launcher)
     folder = prepare_folder(cfg.work_dir)
-    with locked(folder):
-        if not options.resume:
+    with locked(folder) if is_main_process() else nullcontext():
+        if not options.resume and is_main_process():
             _remove_state(folder)
+        barrier()
         run = METHODS[options.method](cfg, options, budget)
         result = run.run()
-        write_report(folder / 'report.html', prune_report(result, options, budget, run.published))
-        _remove_state(folder)
-    _show(result, folder, ' --mini' if options.mini else '')
+        if is_main_process():
+            kept = getattr(run, 'kept', None)
+            write_report(folder / 'report.html', prune_report(result, options, budget, run.published, kept))
+            _remove_state(folder)
+    if is_main_process():
+        _show(result, folder, ' --mini' if options.mini else '')
     return 0
 
 

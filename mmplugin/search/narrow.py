@@ -1,6 +1,6 @@
 """Removal of channels inside a detector or segmentor: the backbone, and the convolutions of the neck that read it."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -60,10 +60,22 @@ def narrow_(
     small = subnet(model.backbone, arch, kept)
     keep_logit_scale_(small, model.backbone)
     model.backbone = without_blocks_of(small, gone) if gone else small
+    select_inputs_(model, readers, lambda axis: pools.indices(axis, kept))
+
+
+@torch.no_grad()
+def select_inputs_(model: Any, readers: Mapping[str, str], indices_of: Callable[[str], Tensor]) -> None:
+    """Select and order the input channels of the neck's convolutions.
+
+    Args:
+        model: Detector or segmentor whose backbone was replaced; its neck is changed in place.
+        readers: What ``readers_of`` returned before.
+        indices_of: The channels of an axis that stay, in their order.
+    """
     for key, axis in readers.items():
         conv = model.get_submodule(key.removesuffix('.weight'))
-        indices = pools.indices(axis, kept).to(conv.weight.device)
+        indices = indices_of(axis).to(conv.weight.device)
         conv.weight = nn.Parameter(conv.weight.index_select(1, indices), conv.weight.requires_grad)
         conv.in_channels = len(indices)
     if readers:
-        model.neck.in_channels = type(model.neck.in_channels)(small.out_channels)
+        model.neck.in_channels = type(model.neck.in_channels)(model.backbone.out_channels)

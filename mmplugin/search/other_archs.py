@@ -1,5 +1,6 @@
 """The user's detector or segmentor with another backbone."""
 
+import argparse
 import copy
 from collections.abc import Mapping
 from typing import Any
@@ -118,3 +119,33 @@ def _fpn_strides(neck: Mapping[str, Any], strides: list[int]) -> list[int]:
     start, end = neck.get('start_level', 0), neck.get('end_level', -1)
     levels = strides[start:] if end in (-1, len(strides) - 1) else strides[start : end + 1]
     return levels + [levels[-1] * 2**i for i in range(1, neck['num_outs'] - len(levels) + 1)]
+
+
+def start_from(cfg: Config, options: argparse.Namespace) -> Config:
+    """Return a copy of a config with the network that ``--from`` and ``--grow`` name.
+
+    Its backbone starts from random weights, unless ``--weights`` or a checkpoint give others.
+    """
+    backbone = cfg.model.backbone
+    family, weights = family_of(backbone), backbone.get('init_cfg') if options.weights else None
+    cls = FAMILIES[family]
+    if options.start:
+        if options.start not in cls.ARCHS:
+            raise UserError(f'--from {options.start}: allowed are {", ".join(cls.ARCHS)}')
+        cfg = with_arch(cfg, f'{family}_{options.start}')
+    else:
+        cfg = copy.deepcopy(cfg)
+    if options.grow:
+        if family != 'v2':
+            raise UserError('--grow is for configs of v2: other families have no attention to add; use --from')
+        cfg.model.backbone.arch = grown(cfg.model.backbone['arch'])
+    cfg.model.backbone.init_cfg = weights
+    return cfg
+
+
+def grown(arch: str | dict) -> dict[str, Any]:
+    """Return an arch of v2 with attention in all blocks of stages 3 and 4, and an expansion of 4 in all blocks."""
+    explicit = FAMILIES['v2'].explicit(arch)
+    depths, widths = explicit['depths'], explicit['widths']
+    hidden = tuple((4 * width,) * depth for width, depth in zip(widths, depths, strict=True))
+    return dict(explicit, hidden=hidden, attention_blocks=depths[2:])

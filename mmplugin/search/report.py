@@ -26,6 +26,7 @@ from mmplugin.search.subnet import family_of
 from mmplugin.tables import Table
 
 COLOR, TARGET = '#4f46e5', '#ea580c'
+NAMES = KINDS | {'ratio': KINDS['hidden'], 'attention': 'blocks with attention'}
 COLUMNS = 2  # of the plots of what is kept
 Kept = dict[str, tuple[int, int]]  # size: how much is kept of how much
 
@@ -79,15 +80,20 @@ def write_report(path: Path, report: SearchReport) -> None:
 
 
 def prune_report(
-    result: Result, options: argparse.Namespace, budget: Budget, published: Mapping[str, Mapping[str, float]]
+    result: Result,
+    options: argparse.Namespace,
+    budget: Budget,
+    published: Mapping[str, Mapping[str, float]],
+    kept: Mapping[str, tuple[int, int]] | None = None,
 ) -> SearchReport:
-    """Return the report of a pruning.
+    """Return the report of a search.
 
     Args:
         result: What the search found.
         options: Command line.
         budget: Its shares are those of the start, the first record of the trace.
         published: Predicted costs of published networks.
+        kept: For each size, how much is kept of how much; it follows from the actions of a pruning if None.
     """
     start, end = result.trace[0], result.trace[-1]
     figures = Figures(start['measured'], 0, 0, 0)  # shares of the others are not shown
@@ -106,7 +112,7 @@ def prune_report(
         trace=result.trace,
         target_ms=budget.of_start(figures).limits().get('latency_ms'),
         published={name: costs['latency_ms'] for name, costs in published.items() if 'latency_ms' in costs},
-        kept=kept_by_layer(family_of(backbone), start['arch'], result.trace[1:]),
+        kept=kept_by_layer(family_of(backbone), start['arch'], result.trace[1:]) if kept is None else kept,
         arch=result.arch,
         command=getattr(options, 'command', ''),
         conditions={
@@ -126,10 +132,10 @@ def rounds_table(trace: Sequence[Mapping[str, Any]]) -> Table:
     """Return the table of all networks on the path. The first one is the start."""
     rows = []
     for record in trace:
-        kinds = dict.fromkeys(KINDS[kind_of(action['size'])] for action in record.get('actions', ()))
+        kinds = dict.fromkeys(NAMES[kind_of(action['size'])] for action in record.get('actions', ()))
         rows.append((
             str(record['number']) if record['number'] else 'start',
-            f'{record["measured"]:.1f}',
+            f'{record["measured"]:.1f}' if record.get('measured') else '',
             f'{record["cost"]:.1f}' if 'cost' in record else '',
             f'{record["pruned_loss"]:.4f}' if 'pruned_loss' in record else '',
             f'{record["loss"]:.4f}',
@@ -179,7 +185,8 @@ def path_plot(
 ) -> bytes:
     """Plot loss over measured latency, with a line at the target, and marks at the latencies of published networks."""
     figure, axes = new_axes('Loss over measured latency', 'ms')
-    ms, losses = [record['measured'] for record in trace], [record['loss'] for record in trace]
+    ms = [record.get('measured') or record.get('cost', trace[0]['measured']) for record in trace]
+    losses = [record.get('supernet_loss', record['loss']) for record in trace]
     axes.plot(ms, losses, marker='o', color=COLOR, label='path of the search')
     for name, i in {'start': 0, 'result': len(trace) - 1}.items():
         if name == 'start' or i:
@@ -201,7 +208,7 @@ def path_plot(
 
 def prediction_plot(trace: Sequence[Mapping[str, Any]]) -> bytes | None:
     """Plot measured over predicted latency of all rounds; None if nothing was predicted."""
-    pairs = [(record['cost'], record['measured']) for record in trace if record.get('cost')]
+    pairs = [(record['cost'], record['measured']) for record in trace if record.get('cost') and record.get('measured')]
     if not pairs:
         return None
     figure, axes = new_axes('Measured over predicted latency', 'predicted ms')
@@ -218,7 +225,7 @@ def kept_plot(kept: Mapping[str, tuple[int, int]]) -> bytes | None:
     groups: dict[str, dict[str, tuple[int, int]]] = {}
     for size, counts in kept.items():
         kind, _, place = size.partition('.')
-        title = KINDS[kind] + (' around downsampling' if kind == 'downsample' else '')
+        title = NAMES[kind] + (' around downsampling' if kind == 'downsample' else '')
         panel, name = (title, place) if place else ('each head', title)
         groups.setdefault(panel, {})[name] = counts
     if not groups:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.dist import is_main_process
 from rich.console import Console
 
 from mmplugin.backbones import FAMILIES
@@ -148,7 +149,8 @@ class Run:
                 WarmStartHook(**arguments).pretrain_(task.model.backbone, preprocessor.mean, preprocessor.std)
         losses = list(task.train(0, START_STEPS))
         self.say(f'start: loss {losses[0]:.3f} -> {statistics.mean(losses[-10:]):.3f}')
-        checkpoint_io.write(path, dict(state_dict=task.model.state_dict()), force=True)
+        if is_main_process():
+            checkpoint_io.write(path, dict(state_dict=task.model.state_dict()), force=True)
         return START_STEPS
 
     def _measure_start(self, state: dict[str, Any] | None) -> None:

@@ -41,9 +41,15 @@ def exit_code(*argv):
         ([CONFIG, *TARGET, '--images', '0'], '--images: 0: allowed are whole numbers from 1'),
         ([CONFIG, *TARGET, '--recover', '-1'], '--recover: -1: allowed are whole numbers from 0'),
         ([CONFIG, *TARGET, '--method', 'evolution'], "--method: invalid choice: 'evolution'"),
-        ([CONFIG, *TARGET, '--method', 'joint'], '--method joint is not there yet; use prune'),
-        ([CONFIG, *TARGET, '--method', 'slim'], '--method slim is not there yet; use prune'),
-        ([CONFIG, *TARGET, '--launcher', 'pytorch'], 'a search runs in one process; omit --launcher'),
+        ([CONFIG, *TARGET, '--targets', '40%,60%'], '--targets and --target-latency exclude each other'),
+        ([CONFIG, '--targets', '40%,6'], '--targets: 6: allowed are 20ms or 60%'),
+        ([CONFIG, '--targets', '40%,40%'], 'a target occurs twice'),
+        ([CONFIG, *TARGET, '--steps', '9', '--method', 'prune'], '--method prune has no use for --steps; omit it'),
+        ([CONFIG, *TARGET, '--method', 'slim'], '--method slim is the method of v1, and this config is of v2'),
+        ([CONFIG, *TARGET, '--from', 's9'], '--from s9: allowed are s0, s1, s2, l'),
+        (['retinanet_evit_m0', *TARGET, '--method', 'joint', '--grow'], '--grow is for configs of v2'),
+        ([CONFIG, *TARGET, '--rank-only', '--steps', '9'], 'has no use for --steps; omit it'),
+        ([CONFIG, *TARGET, '--launcher', 'pytorch', '--rank-only'], 'measurements run in one process; omit --launcher'),
         ([CONFIG, 'no.pth', *TARGET], 'no.pth is not a file; name a checkpoint'),
         ([CONFIG, *TARGET, '--latency-table', 'no.json'], '--latency-table no.json is not a file'),
         ([CONFIG, *TARGET, '--rank-only', '--resume'], 'has no use for --resume; omit it'),
@@ -66,7 +72,7 @@ def test_a_gpu_that_does_not_exist_is_refused(monkeypatch, capsys):
 def passed(monkeypatch):
     calls = []
     monkeypatch.setattr(rank, 'run_rank', lambda *args: calls.append(('rank', *args)) or 0)
-    monkeypatch.setattr(methods, 'run_search', lambda *args: calls.append(('prune', *args)) or 0)
+    monkeypatch.setattr(methods, 'run_search', lambda *args: calls.append(('search', *args)) or 0)
     return calls
 
 
@@ -78,14 +84,25 @@ def test_ranking_gets_config_options_and_budget_and_needs_no_weights(passed):
     assert options.command == f'mmplugin search {CONFIG} --target-latency 20ms --target-params 80% --rank-only'
 
 
-def test_pruning_is_the_default_and_small_images_get_their_own_size(passed, monkeypatch):
-    monkeypatch.setattr(command, 'config_from', lambda options: command_config())
+def test_each_family_has_a_default_method_and_small_images_get_their_own_size(passed, monkeypatch):
+    monkeypatch.setattr(command, 'config_from', lambda options: command_config(options.config))
     assert exit_code(CONFIG, '--mini', '--target-latency', '60%', '--size', '64x96') == 0
-    assert exit_code(CONFIG, '--mini', '--target-latency', '60%') == 0
-    assert [(call[0], call[2].size) for call in passed] == [('prune', (64, 96)), ('prune', (160, 160))]
+    assert exit_code('retinanet_evit_m0', '--mini', '--target-latency', '60%') == 0
+    chosen = [(call[0], call[2].method, call[2].size) for call in passed]
+    assert chosen == [('search', 'joint', (64, 96)), ('search', 'prune', (192, 224))]
 
 
-def command_config():
+def test_a_search_may_start_from_a_larger_network_and_have_several_targets(passed, monkeypatch):
+    monkeypatch.setattr(command, 'config_from', lambda options: command_config(options.config))
+    assert exit_code(CONFIG, '--mini', '--targets', '60%,40%', '--from', 's1', '--grow') == 0
+    ((_, cfg, options, budget),) = passed
+    backbone = cfg.model.backbone
+    assert (backbone.arch.depths, backbone.arch.attention_blocks) == ((3, 3, 9, 6), (9, 6))
+    assert (list(cfg.model.neck.in_channels), backbone.init_cfg) == ([32, 48, 120, 224], None)
+    assert (options.targets, str(budget)) == (['60%', '40%'], 'latency 40% of the start')
+
+
+def command_config(name):
     from mmplugin.engine.config import load_config
 
-    return load_config(CONFIG)
+    return load_config(name)

@@ -1,11 +1,11 @@
 """A whole search on eight images, without a clock: parts take what a function says."""
 
-import argparse
 import json
 
 import pytest
 import torch
 from mmengine.config import Config
+from search_without_clock import CONFIGS, HEAD_MS, SIZE, Ruler, options, part_ms
 from tiny_training import last_weights, run_training, tiny_config
 
 from mmplugin.backbones import FAMILIES
@@ -14,45 +14,22 @@ from mmplugin.convert import convert
 from mmplugin.convert.arch_of import arch_of
 from mmplugin.engine.runner import build_model
 from mmplugin.errors import UserError
-from mmplugin.search import Space, methods, prune_run, run
+from mmplugin.search import Space, prune_run, run
 from mmplugin.search import search as library_search
 from mmplugin.search.budget import Budget, Figures
-from mmplugin.search.costs import cost
 from mmplugin.search.latency import LatencyTable
 from mmplugin.search.parts import parts_of
 from mmplugin.search.subnet import family_of
-from mmplugin.search.whole import ParameterCounter, backbone_macs
+from mmplugin.search.whole import ParameterCounter
 
-CONFIGS = {'v2': 'retinanet_v2_s0', 'evit': 'maskrcnn_evit_m0', 'v1': 'semfpn_v1_l1'}
-SIZE = (64, 96)
-HEAD_MS = 1.0
-
-
-def part_ms(family):
-    return lambda part: 0.02 + cost(family, part, SIZE)[0] / 2e7
-
-
-class Ruler:
-    """Stands for ``Meter``: every part takes what ``part_ms`` says, the rest ``HEAD_MS``."""
-
-    def __init__(self, start, *others):
-        self.start = self.ms(start)
-
-    @staticmethod
-    def ms(model):
-        family = family_of(model.backbone)
-        return HEAD_MS + sum(map(part_ms(family), parts_of(family, model.backbone.settings)))
-
-    def start_ms(self):
-        return self.start, self.start - HEAD_MS
-
-    def ratio(self, model):
-        return self.ms(model) / self.start
-
-    def figures(self, model, latency_ms):
-        family = family_of(model.backbone)
-        macs = backbone_macs(family, SIZE, model.backbone.explicit(model.backbone.settings))
-        return Figures(latency_ms, deployed_parameters(model), macs, 0)
+# The widths of the configs, whose necks and heads fit, but few blocks: a search takes seconds.
+FEW_BLOCKS = {
+    'v2': dict(
+        FAMILIES['v2'].ARCHS['s0'], depths=(1, 1, 2, 2), ratios=((4,), (4,), (4, 3), (4, 3)), attention_blocks=1
+    ),
+    'evit': dict(FAMILIES['evit'].ARCHS['m0'], depths=(1, 1, 2)),
+    'v1': dict(FAMILIES['v1'].ARCHS['l1'], depths=(1, 1, 2, 2)),
+}
 
 
 class Clockless(prune_run.PruneRun):
@@ -62,17 +39,12 @@ class Clockless(prune_run.PruneRun):
         return LatencyTable.measure(family, SIZE, around=self.settings, clock=part_ms(family))
 
 
-def options(**changes):
-    defaults = {**methods.DEFAULTS, **dict(mini=True, recover=2, images=3, seed=0, size=SIZE, rounds=2)}
-    return argparse.Namespace(**{**defaults, **changes})
-
-
 def search(family, folder, latency='70%', backbone=None, **changes):
     work = folder / 'work'
     work.mkdir(exist_ok=True, parents=True)
     cfg = Config.fromfile(tiny_config(CONFIGS[family], folder))
     cfg.work_dir = str(work)
-    cfg.model.backbone.update(backbone or {})
+    cfg.model.backbone.update({'arch': FEW_BLOCKS[family], **(backbone or {})})
     return Clockless(cfg, options(**changes), Budget.from_options(latency=latency)).run()
 
 
@@ -89,7 +61,8 @@ def comparable(trace):
 
 @pytest.mark.parametrize('family', CONFIGS)
 def test_the_result_is_an_ordinary_network_that_every_tool_takes(family, tmp_path):
-    result = search(family, tmp_path, '85%')
+    whole = dict(arch='s0') if family == 'v2' else None
+    result = search(family, tmp_path, '85%', whole)
     work = tmp_path / 'work'
     target = 0.85 * result.trace[0]['measured']
     assert abs(result.trace[-1]['measured'] / target - 1) < 0.05
@@ -159,6 +132,7 @@ def test_parameters_and_multiply_adds_are_targets_too(tmp_path):
     folder.mkdir()
     cfg = Config.fromfile(tiny_config(CONFIGS['v2'], tmp_path))
     cfg.work_dir = str(folder)
+    cfg.model.backbone.arch = FEW_BLOCKS['v2']
     budget = Budget.from_options(params='85%', macs='90%')
     trace = Clockless(cfg, options(recover=0), budget).run().trace
     assert trace[-1]['params'] <= 0.85 * trace[0]['params']
@@ -196,7 +170,7 @@ class Unlike(Ruler):
 
 def test_a_round_that_removes_too_much_is_repeated(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Clockless, 'meter_class', Unlike)
-    trace = search('v2', tmp_path, '80%', recover=0).trace
+    trace = search('v2', tmp_path, '80%', dict(arch='s0'), recover=0).trace
     assert 'is repeated' in capsys.readouterr().err
     assert abs(trace[-1]['measured'] / (0.8 * trace[0]['measured']) - 1) < 0.05
     assert [record['number'] for record in trace] == list(range(len(trace)))

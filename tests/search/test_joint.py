@@ -1,0 +1,161 @@
+"""A whole joint search on eight images, without a clock, in one process and in two."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from search_without_clock import SIZE, Ruler, options, part_ms
+from tiny_training import last_weights, run_training, tiny_config
+from torch import distributed, multiprocessing
+
+from mmplugin.data.synthetic import ensure_mini_ade
+from mmplugin.engine.runner import build_model
+from mmplugin.errors import UserError
+from mmplugin.search import joint
+from mmplugin.search.budget import Budget
+from mmplugin.search.latency import LatencyTable
+
+ARCH = dict(
+    widths=(16, 24, 32, 40), depths=(2, 1, 3, 3), attention_blocks=(1, 2), ratios=((4, 4), (4,), (4,) * 3, (4,) * 3),
+    key_dim=8, value_dim=16,
+)  # fmt: skip
+
+
+class Clockless(joint.JointRun):
+    meter_class = Ruler
+
+    def _measured_table(self, family):
+        return LatencyTable.measure(family, SIZE, around=self.settings, clock=part_ms(family))
+
+
+def prepare(folder):
+    folder.mkdir(exist_ok=True, parents=True)
+    cfg = Config.fromfile(tiny_config('semfpn_v2_s0', folder))
+    cfg.model.backbone.update(arch=ARCH, init_cfg=None)
+    cfg.model.neck.in_channels = list(ARCH['widths'])
+    cfg.work_dir = str(folder / 'work')
+    Path(cfg.work_dir).mkdir(exist_ok=True)
+    return cfg
+
+
+def search(folder, latency='90%', backbone=None, **changes):
+    chosen = options(**{**dict(method='joint', steps=4), **changes})
+    cfg = prepare(folder)
+    cfg.model.backbone.update(backbone or {})
+    return Clockless(cfg, chosen, Budget.from_options(latency=latency)).run()
+
+
+def shorten(monkeypatch):
+    monkeypatch.setattr('mmplugin.search.run.START_STEPS', 2)
+    monkeypatch.setattr(joint, 'RECALIBRATION', 2)
+    monkeypatch.setattr(joint, 'SAVE', 2)
+    monkeypatch.setattr('mmplugin.search.evaluate.CALIBRATION', 1)
+    monkeypatch.setattr('mmplugin.search.evaluate.CALIBRATION_IMAGES', 4)
+    monkeypatch.setattr(joint.Settings.__init__, '__defaults__', (2, 2, 'taylor', True, 0.5))
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch, tiny_sets):
+    shorten(monkeypatch)
+
+
+def comparable(trace):
+    return json.loads(json.dumps(trace))
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory, tiny_sets):
+    """A search that was not interrupted."""
+    with pytest.MonkeyPatch.context() as patch:
+        shorten(patch)
+        folder = tmp_path_factory.mktemp('whole')
+        return search(folder), folder
+
+
+def test_the_result_meets_the_target_and_is_an_ordinary_network(whole, tmp_path):
+    result, folder = whole
+    work = folder / 'work'
+    assert abs(result.trace[-1]['measured'] / result.trace[0]['measured'] / 0.9 - 1) < 0.05
+    assert 'uniform scaling of the start' in result.summary
+    cfg = Config.fromfile(work / 'config.py')
+    model = build_model(cfg)
+    model.load_state_dict(torch.load(work / 'whole.pth')['state_dict'])
+    cfg.load_from = str(work / 'whole.pth')
+    cfg.train_cfg.update(max_iters=2, val_interval=2)
+    cfg.dump(tmp_path / 'next.py')
+    run_training(tmp_path / 'next.py', tmp_path / 'next')
+    assert last_weights(tmp_path / 'next').keys() == torch.load(work / 'whole.pth')['state_dict'].keys()
+    assert not (work / joint.SUPERNET).exists()
+
+
+@pytest.mark.parametrize('place', ['supernet', 'greedy'])
+def test_a_search_that_was_killed_continues_with_the_same_trace(whole, place, tmp_path, monkeypatch):
+    name, calls = f'_save_{place}', []
+    save = getattr(joint.JointRun, name)
+
+    def stop(self, *args):
+        save(self, *args)
+        calls.append(1)
+        if len(calls) == (1 if place == 'supernet' else 3):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(joint.JointRun, name, stop)
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path)
+    monkeypatch.setattr(joint.JointRun, name, save)
+    with pytest.raises(UserError, match=r'another search \(.*steps: 9, there 4'):
+        search(tmp_path, resume=True, steps=9)
+    resumed = search(tmp_path, resume=True)
+    assert comparable(resumed.trace) == comparable(whole[0].trace)
+    assert all(torch.equal(value, resumed.state_dict[key]) for key, value in whole[0].state_dict.items())
+
+
+def test_several_targets_take_several_networks_from_one_supernet(tmp_path):
+    result = search(tmp_path, '88%', targets=['88%', '94%'], recover=0)
+    first = result.trace[0]['measured']
+    for name, share in (('94pct', 0.94), ('88pct', 0.88)):
+        last = json.loads((tmp_path / 'work' / name / 'trace.jsonl').read_text().splitlines()[-1])
+        assert abs(last['measured'] / first / share - 1) < 0.05
+        arch = json.loads((tmp_path / 'work' / name / 'arch.json').read_text())['arch']
+        assert arch == json.loads(json.dumps(last['arch'])) | {'drop_path_rate': 0.0} or arch == last['arch']
+
+
+def test_a_target_below_the_smallest_network_is_refused_before_the_supernet_is_trained(tmp_path):
+    with pytest.raises(UserError, match=r'smallest network of this space takes'):
+        search(tmp_path, '1%')
+
+
+def run_process(rank, folder):
+    """Search in one of two processes."""
+    with pytest.MonkeyPatch.context() as patch:
+        shorten(patch)
+        patch.setattr('mmplugin.engine.mini.ensure_mini_ade', lambda _: ensure_mini_ade(folder, 8, 2))
+        patch.setattr('yapf.yapflib.yapf_api.FormatCode', lambda text, **_: (text, True))
+        torch.set_num_threads(1)
+        distributed.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
+        result = search(folder / 'both' if rank == 0 else folder / 'other')
+        if rank == 0:
+            torch.save(result.state_dict, folder / 'weights.pth')
+            (folder / 'trace.json').write_text(json.dumps(result.trace))
+        distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_find_the_same_network_with_the_same_trace(whole, tmp_path):
+    context = multiprocessing.get_context('spawn')
+    processes = [context.Process(target=run_process, args=(rank, tmp_path)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(300)
+        assert process.exitcode == 0
+    assert json.loads((tmp_path / 'trace.json').read_text()) == comparable(whole[0].trace)
+    weights = torch.load(tmp_path / 'weights.pth')
+    assert all(torch.equal(value, weights[key]) for key, value in whole[0].state_dict.items())
+
+
+def test_frozen_stages_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r'frozen_stages is 1, but a supernet trains all stages; add --cfg-options'):
+        search(tmp_path, backbone=dict(frozen_stages=1))
