@@ -76,4 +76,4 @@ def _norm_by_unit(tensor: Tensor) -> Tensor:
     """Return the norm over all axes but the first, which counts output units; of vectors, the norm of the whole."""
     if tensor.dim() <= 1:
         return tensor.norm()
-    return tensor.norm(dim=tuple(range(1, tensor.dim())), keepdim=True)
+    return torch.linalg.vector_norm(tensor, dim=tuple(range(1, tensor.dim())), keepdim=True)

@@ -4,7 +4,6 @@
 # The authors' code, where the paper is silent: warm-up of 5 epochs from 1e-6, lr ends at 1e-5, adaptive gradient
 # clipping at 0.02, repeated augmentation, average of the weights with 0.99996, no decay of attention biases.
 _base_ = '300e.py'
-train_dataloader = dict(batch_size=256)
 optim_wrapper = dict(paramwise_cfg=dict(custom_keys=dict(attention_biases=dict(decay_mult=0.0))))
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, by_epoch=True, begin=0, end=5, convert_to_iter_based=True),
