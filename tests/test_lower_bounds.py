@@ -22,10 +22,15 @@ RELEASES = {
     'torch.compiler.is_compiling': '2.3',
     'torch.compiler.is_dynamo_compiling': '2.3',
     'torch.compiler.is_exporting': '2.7',
+    'torch.export.Dim': '2.7',  # Dim.DYNAMIC with bounds
+    'torch.export.export': '2.1',
+    'torch.export.load': '2.1',
+    'torch.export.save': '2.1',
     'torch.get_autocast_dtype': '2.4',
     'torch.library.custom_op': '2.4',
     'torch.library.get_ctx': '2.4',
     'torch.library.register_fake': '2.4',
+    'torch.onnx.export': '2.7',  # of a program, with custom_translation_table
     'torch.serialization.add_safe_globals': '2.7',  # (callable, name) pairs, merged in December 2024; without them 2.4
     'torch.serialization.clear_safe_globals': '2.4',
     'torch.serialization.get_safe_globals': '2.4',

@@ -8,16 +8,16 @@ from mmplugin.engine.config import load_config
 from mmplugin.engine.runner import build_model
 
 ARCHS = {
-    'EfficientFormer': dict(widths=(8, 16, 24, 32), depths=(1, 1, 1, 1), attention_blocks=1, key_dim=4, value_dim=8),
+    'EfficientFormer': dict(widths=(8, 16, 24, 32), depths=(0, 0, 1, 1), attention_blocks=1, key_dim=4, value_dim=8),
     'EfficientFormerV2': dict(
         widths=(8, 16, 24, 32),
-        depths=(1, 1, 1, 1),
+        depths=(0, 0, 1, 1),
         attention_blocks=1,
-        ratios=((2,), (2,), (2,), (2,)),
+        ratios=((), (), (2,), (2,)),
         key_dim=4,
         value_dim=8,
     ),
-    'EfficientViTMSRA': dict(widths=(16, 24, 32), depths=(1, 1, 1), heads=(2, 2, 2), kernels=(5, 3)),
+    'EfficientViTMSRA': dict(widths=(16, 24, 32), depths=(0, 1, 1), heads=(2, 2, 2), kernels=(5, 3)),
 }
 HEADS = {'retina': 'retinanet_v2_s0', 'mask': 'maskrcnn_v2_s0', 'semantic': 'semfpn_v2_s0'}
 CHANNELS = 16  # of the pyramid and the heads
@@ -47,8 +47,8 @@ def tiny(head):
     built = build_model(cfg)
     for name, value in built.state_dict().items():
         # Weights as initialized give almost equal scores, whose order rounding would decide.
-        if value.dim() > 1:  # small weights for the deltas of boxes, which would be clipped to nothing
-            value.normal_(0, (0.1 if 'reg' in name else 1) * value[0].numel() ** -0.5)
+        if value.dim() > 1:  # small weights where boxes would be clipped to nothing, and scores would all be 1
+            value.normal_(0, (0.1 if 'reg' in name or 'retina_cls' in name else 1) * value[0].numel() ** -0.5)
         elif 'layer_scale' in name:
             value.uniform_(0.5, 1.0)
     return built.eval(), tuple(f'class {i}' for i in range(5))

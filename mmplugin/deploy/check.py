@@ -8,11 +8,13 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 
 from mmplugin.deploy.metadata import Metadata
-from mmplugin.deploy.models import other_sizes
+from mmplugin.deploy.models import Traceable, other_sizes
 from mmplugin.deploy.samples import Data, Reference, Sample, Score, as_data_sample
 from mmplugin.engine.result_tables import HEADLINES
+from mmplugin.layers import ceil_div
 
 BOX_TOLERANCE = 0.05  # pixels of the original image
 SCORE_TOLERANCE = 1e-4
@@ -194,3 +196,24 @@ def compare_features(expected: Sequence[Any], found: dict[str, np.ndarray], resu
         result.note(name, error)
         result.total += 1
         result.lost += not error <= FEATURE_TOLERANCE
+
+
+def prove_numbers(run: Any, runtime: str, found: Traceable) -> Proof:
+    """Compare a file with its module in PyTorch, number by number, on random inputs."""
+    proof = Proof(runtime)
+    sizes = [found.metadata.size]
+    if found.metadata.dynamic:
+        sizes += other_sizes(found.metadata.size, found.metadata.min_size, True)
+    if found.metadata.kind != 'features':
+        sizes = [(ceil_div(height, 32) * 32, ceil_div(width, 32) * 32) for height, width in sizes]
+    torch.manual_seed(0)
+    for size in reversed(sizes):
+        inputs = found.random_inputs(*size)
+        arrays = {name: value.numpy() for name, value in zip(found.inputs, inputs, strict=True)}
+        with torch.no_grad():
+            compare_features(found.module(*inputs), run(arrays), proof.file)
+    with torch.no_grad():
+        proof.milliseconds = alternate(lambda: found.module(*inputs), lambda: run(arrays))
+    if proof.file.lost:
+        proof.problems.append(f'{proof.file.lost} of {proof.file.total} results differ by more than rounding')
+    return proof

@@ -11,20 +11,21 @@ from rich.console import Console
 from rich.markup import escape
 
 from mmplugin.deploy import export
-from mmplugin.deploy.check import Proof, compare_features, headlines, prove
+from mmplugin.deploy.check import Proof, headlines, prove, prove_numbers
 from mmplugin.deploy.metadata import INPUTS, Metadata
-from mmplugin.deploy.models import WHATS, Choice, Traceable, least_sides, other_sizes, traceable
+from mmplugin.deploy.models import WHATS, Choice, Traceable, least_sides, traceable
 from mmplugin.engine.cfg_options import CfgOptions
 from mmplugin.engine.config import load_config
 from mmplugin.engine.data_options import add_data_arguments, data_options
 from mmplugin.errors import UserError
+from mmplugin.files import atomic_write
 from mmplugin.layers import ceil_div
 from mmplugin.tables import Table, show
 
 SUFFIXES = {'onnx': '.onnx', 'openvino': '.xml', 'pt2': '.pt2'}
 RUNTIME = {'onnx': 'onnxruntime', 'openvino': 'openvino', 'pt2': 'torch'}
-DEFAULT_SIZE = (512, 512)
-IMAGES = 100  # of AP or mIoU
+PREDICTOR = 'predict.py'
+DEFAULT_SIZE, IMAGES = (512, 512), 100  # images of AP or mIoU
 
 
 def parse(argv: Sequence[str] | None = None, prog: str | None = None) -> argparse.Namespace:
@@ -36,7 +37,7 @@ def parse(argv: Sequence[str] | None = None, prog: str | None = None) -> argpars
     add('config', help='a file, or the name of a config: maskrcnn_v2_s2, semfpn_evit_m4, ...')
     add('checkpoint', help='the weights of the whole model, such as epoch_12.pth')
     add('--out', metavar='FILE', help='the file to write; default: NAME-HEIGHTxWIDTH.onnx, or NAME-dynamic.onnx')
-    add('--format', choices=SUFFIXES, default='onnx', help='(%(default)s)')
+    add('--format', type=_format, default='onnx', help=f'one of {", ".join(SUFFIXES)} (%(default)s)')
     add('--size', type=_size, metavar='HxW', help='512x512 (the default), ...; with --mini that of its images')
     add('--dynamic', action='store_true', help='a file for images of any size')
     add('--what', choices=WHATS, default='model', help='the whole model, or a part that returns maps (%(default)s)')
@@ -48,11 +49,20 @@ def parse(argv: Sequence[str] | None = None, prog: str | None = None) -> argpars
     add('--no-metrics', action='store_true', help='compare a few images only, without AP or mIoU')
     add('--int8', action='store_true', help='also write NAME-int8.onnx, calibrated on training images')
     add('--max-drop', type=float, default=0.01, metavar='D', help='largest loss of AP by --int8 (%(default)s)')
+    add('--with-predictor', action='store_true', help='also write predict.py, which runs the file without mmplugin')
     add('--mini', action='store_true', help='the checkpoint was trained with --mini')
     add_data_arguments(parser)
     add('--cfg-options', nargs='+', action=CfgOptions, help='other settings of the config: key=value')
     add('--trust', action='store_true', help='run code that checkpoints may contain; only for files you trust')
     return parser.parse_args(argv)
+
+
+def _format(text: str) -> str:
+    if text not in SUFFIXES:
+        raise argparse.ArgumentTypeError(
+            f'{text}: this version writes {", ".join(SUFFIXES)}; ExecuTorch and CoreML are not available'
+        )
+    return text
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -110,8 +120,19 @@ def _refuse_impossible(options: argparse.Namespace) -> None:
         )
     if options.int8 and options.no_metrics:
         raise UserError('--int8 is only useful with its loss of AP or mIoU; omit --no-metrics')
+    if options.with_predictor:
+        if part or options.input == 'tensor' or options.format == 'pt2':
+            raise UserError('--with-predictor is for whole models that take images, in the formats onnx and openvino')
+        target = Path(options.out or '.').parent / PREDICTOR
+        if target.exists() and not target.read_bytes().startswith(_predictor_source().splitlines()[0]):
+            raise UserError(f'--with-predictor: {target} exists and is another program; choose another folder by --out')
     if options.score_thr is not None and not 0 <= options.score_thr <= 1:
         raise UserError(f'--score-thr {options.score_thr}: expected a number from 0 to 1')
+
+
+def _predictor_source() -> bytes:
+    """Return the module that runs exported files alone."""
+    return Path(__file__).with_name('predictor.py').read_bytes()
 
 
 class Exporter:
@@ -194,6 +215,10 @@ class Exporter:
                 f'{self.path} was not kept, because its answers are not those of PyTorch: {"; ".join(proof.problems)}'
             )
         self.console.print(f'Proven: {escape(str(self.path))}', soft_wrap=True)
+        if self.options.with_predictor:
+            with atomic_write(self.path.with_name(PREDICTOR)) as draft:
+                draft.write_bytes(_predictor_source())
+            self.console.print(f'Run it: python {PREDICTOR} {escape(self.path.name)} IMAGE...', soft_wrap=True)
         if self.options.int8:
             self._quantize(run, proof, found.metadata)
 
@@ -230,18 +255,21 @@ class Exporter:
             finally:
                 target.unlink(missing_ok=True)
 
+    def _files(self) -> list[Path]:
+        """Return the file, and that of the weights if they are beside it."""
+        return [self.path, self.path.with_suffix('.bin')] if self.options.format == 'openvino' else [self.path]
+
     def _discard(self) -> None:
-        for path in (self.path, self.path.with_suffix('.bin')):
-            if path.suffix != '.bin' or self.options.format == 'openvino':
-                with suppress(OSError):
-                    path.unlink(missing_ok=True)
+        for path in self._files():
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
 
     def _prove(self, run: Any, found: Traceable) -> Proof:
         from mmplugin.deploy.samples import Reference
 
         runtime = f'{run.name} {run.version}'
         if found.metadata.input == 'tensor' or found.metadata.logits:
-            return _prove_numbers(run, runtime, found)
+            return prove_numbers(run, runtime, found)
         if not found.metadata.dynamic:
             self.data.fit_(found.metadata.size)
         reference = Reference(self.predictor.model, None if found.metadata.dynamic else found.metadata.size)
@@ -249,12 +277,13 @@ class Exporter:
 
     def _table(self, proof: Proof, metadata: Metadata) -> Table:
         """Return what was measured."""
-        size = sum(path.stat().st_size for path in {self.path, *self.path.parent.glob(f'{self.path.stem}.bin')})
+        size = sum(path.stat().st_size for path in self._files())
         rows = [('file', f'{size / 1e6:.1f} MB', '')]
         for name, error in proof.file.errors.items():
-            unit = ' px' if name == 'boxes' else ''
+            unit = ' px' if name == 'boxes' and metadata.input == 'image' else ''
             rows.append((f'largest error of {name}', f'{error:.2g}{unit}', ''))
-        unit = 'pixels' if metadata.kind == 'classes' else 'maps' if metadata.kind == 'features' else 'objects'
+        by_number = metadata.input == 'tensor' or metadata.logits
+        unit = 'results' if by_number else 'pixels' if metadata.kind == 'classes' else 'objects'
         rows.append((f'{unit} that differ', f'{proof.file.lost} of {proof.file.total}', str(proof.noise.lost)))
         rows += _metric_rows(proof)
         images = f', {proof.images} images' if proof.images else ''
@@ -268,28 +297,3 @@ def _metric_rows(proof: Proof) -> list[tuple[str, str, str]]:
         digits = 3 if 'AP' in text else 2
         rows.append((text, f'{after:.{digits}f}', f'{before:.{digits}f}'))
     return [*rows, ('ms', f'{proof.milliseconds[1]:.0f}', f'{proof.milliseconds[0]:.0f}')]
-
-
-def _prove_numbers(run: Any, runtime: str, found: Traceable) -> Proof:
-    """Compare a file with its module in PyTorch, number by number, on random inputs."""
-    import torch
-
-    from mmplugin.deploy.check import alternate
-
-    proof = Proof(runtime)
-    sizes = [found.metadata.size]
-    if found.metadata.dynamic:
-        sizes += other_sizes(found.metadata.size, found.metadata.min_size, True)
-    if found.metadata.kind != 'features':
-        sizes = [(ceil_div(height, 32) * 32, ceil_div(width, 32) * 32) for height, width in sizes]
-    torch.manual_seed(0)
-    for size in reversed(sizes):
-        inputs = found.random_inputs(*size)
-        arrays = {name: value.numpy() for name, value in zip(found.inputs, inputs, strict=True)}
-        with torch.no_grad():
-            compare_features(found.module(*inputs), run(arrays), proof.file)
-    with torch.no_grad():
-        proof.milliseconds = alternate(lambda: found.module(*inputs), lambda: run(arrays))
-    if proof.file.lost:
-        proof.problems.append(f'{proof.file.lost} of {proof.file.total} results differ by more than rounding')
-    return proof

@@ -1,5 +1,6 @@
 """Files in the runtimes that run them, all behind one call: arrays by name in, arrays by name out."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 from mmplugin.errors import UserError
 
 Arrays = Mapping[str, np.ndarray]
+KNOWN = re.compile(r'boxes|scores|labels|masks|classes|logits|stride\d+')  # names of outputs
 
 
 class OnnxRuntime:
@@ -42,7 +44,8 @@ class OpenVino:
         if threads:
             settings['INFERENCE_NUM_THREADS'] = threads
         self.model = openvino.Core().compile_model(str(path), 'CPU', settings)
-        self.outputs = [next(iter(output.get_names())) for output in self.model.outputs]
+        names = [output.get_names() for output in self.model.outputs]  # several of one output
+        self.outputs = [next(name for name in sorted(found) if KNOWN.fullmatch(name)) for found in names]
         self.version = openvino.__version__.partition('-')[0]
 
     def __call__(self, inputs: Arrays) -> dict[str, np.ndarray]:
