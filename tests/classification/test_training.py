@@ -21,6 +21,7 @@ from mmplugin.engine.config import load_config
 from mmplugin.engine.runner import build_model
 
 NAMES = [f'{family}_{arch}_imagenet' for family, cls in FAMILIES.items() for arch in cls.ARCHS]
+QUICK = ('v1_l1_imagenet', 'v2_s0_imagenet', 'evit_m0_imagenet')
 NARROW = dict(widths=[16, 16, 24, 32], depths=[1, 1, 1, 1], attention_blocks=1, ratios=[[4], [4], [4], [4]])
 
 
@@ -35,7 +36,9 @@ def objects(tmp_path_factory):
         yield drawn.root
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize(
+    'name', [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+)
 def test_every_config_trains_a_step_and_predicts_drawn_images(name, objects):
     cfg = load_config(name, mini=True, data_root=objects)
     model = build_model(cfg).train()
