@@ -21,8 +21,11 @@ torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))  # as in the processes
 # The files that take longest start first, so that no process waits for the other at the end.
 LONGEST = tuple(
     f'tests/{name}.py'
-    for name in ('search/test_run', 'test_configs', 'layers/test_freeze', 'layers/test_compile', 'engine/test_resume')
-)
+    for name in (
+        'test_configs', 'deploy/test_export', 'engine/test_resume', 'layers/test_compile', 'layers/test_freeze',
+        'search/test_importance', 'search/test_joint', 'search/test_run', 'search/test_slim',
+    )
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -3,6 +3,7 @@
 Run ``python docs/scripts/backbone_sizes.py``.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from markers import ROOT, replace_between
@@ -20,16 +21,16 @@ class Count(NamedTuple):
 
     parameters: int
     with_head: int
-    macs: list[int]  # at SIZES
+    macs: list[int]  # at each size
 
 
-def count() -> dict[str, Count]:
+def count(sizes: Sequence[tuple[int, int]] = SIZES) -> dict[str, Count]:
     """Count all backbones, which takes some seconds."""
     counts = {}
     for name in ARCHS:
         model = on_meta_device(name)
         own = parameters(model)
-        counts[name] = Count(own, own + head_parameters(model), macs(name, SIZES))
+        counts[name] = Count(own, own + head_parameters(model), macs(name, sizes))
     return counts
 
 

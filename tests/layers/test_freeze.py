@@ -21,10 +21,11 @@ from two_processes import run_in_two_processes
 
 import mmplugin  # registers everything, also in the processes that are started here
 
+SMALL = dict(widths=(8, 16, 24, 32), depths=(1, 1, 1, 2), attention_blocks=1, key_dim=4, value_dim=8)
 SMALLEST = [
-    dict(type='EfficientFormer', arch=dict(widths=(8, 16, 24, 32), depths=(1, 1, 1, 2), attention_blocks=1)),
-    dict(type='EfficientFormerV2', arch='s0'),
-    dict(type='EfficientViTMSRA', arch='m0'),
+    dict(type='EfficientFormer', arch=SMALL),
+    dict(type='EfficientFormerV2', arch=dict(SMALL, ratios=((2,), (2,), (2,), (2, 2)))),
+    dict(type='EfficientViTMSRA', arch=dict(widths=(16, 24, 32), depths=(1, 1, 2), heads=(2, 2, 2), kernels=(5, 3))),
 ]
 
 
