@@ -11,8 +11,9 @@ from mmengine.config import Config
 
 from mmplugin.convert import checkpoint_io
 from mmplugin.errors import UserError
-from mmplugin.files import atomic_write
+from mmplugin.files import atomic_write, require_file
 
+from .budget import Budget
 from .subnet import arguments_of
 
 TRACE, STATE = 'trace.jsonl', '.state.pth'
@@ -83,6 +84,16 @@ class Result:
         return cfg
 
 
+@dataclass(frozen=True)
+class Found:
+    """A network for one target, where it was written, and what is kept of each size of the start."""
+
+    folder: Path
+    result: Result
+    budget: Budget
+    kept: Mapping[str, tuple[int, int]]
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file, completely or not at all."""
     with atomic_write(path) as draft:
@@ -98,6 +109,7 @@ def write_trace(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 def read_trace(path: Path) -> list[dict[str, Any]]:
     """Read what ``write_trace`` wrote."""
     try:
+        require_file(path)
         return [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
