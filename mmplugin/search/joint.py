@@ -7,26 +7,28 @@ budget. Several targets take several networks from one supernet.
 
 import copy
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mmengine.dist import barrier, broadcast, get_world_size, is_main_process
+from mmengine.model import revert_sync_batchnorm
 from torch import nn
 
 from mmplugin.convert import checkpoint_io
 from mmplugin.errors import UserError
 
-from .budget import QUANTITIES
+from .budget import QUANTITIES, Budget
 from .elastic import ElasticBackbone
 from .elastic_space import ElasticSpace, State
 from .evaluate import Evaluator
 from .greedy import Greedy, Step
 from .latency import LatencyTable
 from .prune import RECALIBRATION, Settings
-from .result import TRACE, Result, read_trace, write_trace
+from .result import TRACE, Found, Result, read_trace, write_trace
 from .run import CLOSE, Run, summary
 from .shared import SharedMeter, from_main
 from .supernet import elastic_space_of, extracted, sort_
@@ -44,7 +46,6 @@ class JointRun(Run):
 
     method = 'joint'
     meter_class = SharedMeter
-    kept: Mapping[str, tuple[int, int]]  # for the report: for each size, how much of how much
     space_: ElasticSpace
     evaluator: Evaluator
 
@@ -53,6 +54,8 @@ class JointRun(Run):
         self.space_ = self._make_space()
         self._check_reachable(self.space_.arch(self.space_.smallest()))
         trace = [self._start_record()]
+        if not state and is_main_process():
+            write_trace(self.folder / TRACE, trace)
         self._train_supernet_(state)
         self.evaluator = Evaluator(self.task, self.space_, self._take(0))
         self._take(self.evaluator.calibration_batches)
@@ -62,21 +65,21 @@ class JointRun(Run):
             self.space_, self.space_.largest(), self.evaluator, costs, self.limits, self.is_exact, 1 - CLOSE,
             ahead=get_world_size(),
         )  # fmt: skip
-        done = 0
+        self.found: list[Found] = []
+        targets, done = self._targets(), 0
         if state and 'greedy' in state:
             memory = json.loads(state['greedy'])
             greedy.remember(memory)
             self.batches_used = memory['batches_used']
-            trace, done = read_trace(self.folder / TRACE)[: memory['records']], memory['done']
+            trace, done = read_trace(self.folder / TRACE)[: memory['records']], min(memory['done'], len(targets) - 1)
             if latency := self.predictors.get('latency_ms'):
                 latency.factor, latency.rest = memory['latency']
             self.say(f'resumed after {len(trace) - 1} actions')
-        results = []
-        for number, (folder, limits) in enumerate(self._targets()):
+        for number, (folder, limits) in enumerate(targets):
             if number >= done:
-                results.append(self._reach(greedy, limits, trace, folder, number))
+                self.found.append(self._reach(greedy, limits, trace, folder, number))
         (self.folder / SUPERNET).unlink(missing_ok=True)
-        return results[-1]
+        return self.found[-1].result
 
     def say(self, text: str) -> None:
         """Print a line of progress."""
@@ -107,6 +110,8 @@ class JointRun(Run):
                 f'norm statistics of sub-networks come from batches of {batch}; {FEW_IMAGES} images and more are '
                 f'better: --cfg-options train_dataloader.batch_size={FEW_IMAGES}'
             )
+        if get_world_size() > 1:
+            self.task.model = revert_sync_batchnorm(self.task.model)  # processes run different networks
         for tensor in self.task.model.state_dict().values():
             broadcast(tensor)  # processes may differ by rounding
 
@@ -144,6 +149,8 @@ class JointRun(Run):
         for text in self.options.targets:
             value, is_share = quantity.parse(text)
             limit = value * self.start.latency_ms if is_share else value
+            if limit >= self.start.latency_ms:
+                raise UserError(f'--targets {text} is met already: the start has {self.start.latency_ms:.3g} ms')
             found.append((self.folder / text.replace('%', 'pct'), {**self.limits, 'latency_ms': limit}))
         return sorted(found, key=lambda target: -target[1]['latency_ms'])
 
@@ -169,7 +176,7 @@ class JointRun(Run):
             checkpoint_io.write(self.folder / SUPERNET, content, force=True)
             self._write_state({})
 
-    def _reach(self, greedy: Greedy, limits: dict[str, float], trace: Trace, folder: Path, number: int) -> Result:
+    def _reach(self, greedy: Greedy, limits: dict[str, float], trace: Trace, folder: Path, number: int) -> Found:
         """Slim until all limits are met, and write the network that is found."""
         greedy.limits = self.limits = dict(limits)
         memories, misses = [greedy.memory()], 0
@@ -218,7 +225,7 @@ class JointRun(Run):
     def _finish(
         self, greedy: Greedy, network: nn.Module, measured: float, limits: dict[str, float], trace: Trace,
         folder: Path, number: int,
-    ) -> Result:  # fmt: skip
+    ) -> Found:  # fmt: skip
         """Train a network that was found for some steps, and write it."""
         options, task = self.options, self.task
         recover = RECOVER if options.recover is None else options.recover
@@ -232,21 +239,20 @@ class JointRun(Run):
                 task.recalibrate_(self._take(RECALIBRATION), RECALIBRATION)
                 loss = task.score()
         figures = self.meter.figures(network, measured)
-        own = trace[-1]['loss']
+        own = trace[-1].get('supernet_loss', trace[-1]['loss'])  # a network may meet two targets
         trace[-1] |= dict(measured=measured, params=figures.params, macs=figures.macs, pruned_loss=before)
         trace[-1] |= dict(loss=loss, supernet_loss=own)
         how = 'predicted' if self.is_elsewhere else 'measured'
         text = summary(figures, self.start, limits, (trace[0]['loss'], loss), self.published_that_fit(), how)
         scaled = 'does not reach the budget' if uniform is None else f'has {uniform:.3f}'
         text += f' In the supernet, its loss is {own:.3f}; uniform scaling of the start {scaled}.'
-        self.kept = self.space_.kept(greedy.state)
         result = Result(self.cfg, network, task.dataset.metainfo, text, copy.deepcopy(trace))
         if is_main_process():
             folder.mkdir(parents=True, exist_ok=True)
             result.save(folder)
         self._save_greedy(greedy, trace, number + 1)
         barrier()
-        return result
+        return Found(folder, result, replace(Budget(), **limits), self.space_.kept(greedy.state))
 
     def _uniform(self, greedy: Greedy) -> float | None:
         """Return the loss of the widest network of equal width and depth shares that costs as little."""

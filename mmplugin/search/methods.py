@@ -83,12 +83,17 @@ def run_search(cfg: Config, options: argparse.Namespace, budget: Budget) -> int:
         run = METHODS[options.method](cfg, options, budget)
         result = run.run()
         if is_main_process():
-            kept = getattr(run, 'kept', None)
-            write_report(folder / 'report.html', prune_report(result, options, budget, run.published, kept))
+            for place, own, limits, kept in _networks(run, result, budget):
+                write_report(place / 'report.html', prune_report(own, options, limits, run.published, kept))
+                _show(own, place, ' --mini' if options.mini else '')
             _remove_state(folder)
-    if is_main_process():
-        _show(result, folder, ' --mini' if options.mini else '')
     return 0
+
+
+def _networks(run: Run, result: Result, budget: Budget) -> list[tuple[Path, Result, Budget, Any]]:
+    if isinstance(run, JointRun):
+        return [(found.folder, found.result, found.budget, found.kept) for found in run.found]
+    return [(run.folder, result, budget, None)]
 
 
 def _remove_state(folder: Path) -> None:

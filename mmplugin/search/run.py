@@ -202,9 +202,7 @@ class Run:
         loss, start, backbone = self.task.score(), self.start, self.task.model.backbone
         self.say(f'start: {start.latency_ms:.1f} ms, {start.params / 1e6:.2f} M parameters, loss {loss:.4f}')
         arch = backbone.explicit(backbone.settings)
-        return dict(
-            number=0, arch=arch, loss=loss, measured=start.latency_ms, params=start.params, macs=start.macs
-        )  # fmt: skip
+        return dict(number=0, arch=arch, loss=loss, measured=start.latency_ms, params=start.params, macs=start.macs)
 
     def _check_reachable(self, smallest: dict[str, Any]) -> None:
         """Refuse limits that the smallest network of the space exceeds."""

@@ -8,7 +8,8 @@ import torch
 from mmengine.config import Config
 from search_without_clock import SIZE, Ruler, options, part_ms
 from tiny_training import last_weights, run_training, tiny_config
-from torch import distributed, multiprocessing
+from torch import distributed
+from two_processes import run_in_two_processes
 
 from mmplugin.data.synthetic import ensure_mini_ade
 from mmplugin.engine.runner import build_model
@@ -40,7 +41,7 @@ def prepare(folder):
     return cfg
 
 
-def search(folder, latency='90%', backbone=None, **changes):
+def search(folder, latency='95%', backbone=None, **changes):
     chosen = options(**{**dict(method='joint', steps=4), **changes})
     cfg = prepare(folder)
     cfg.model.backbone.update(backbone or {})
@@ -77,7 +78,7 @@ def whole(tmp_path_factory, tiny_sets):
 def test_the_result_meets_the_target_and_is_an_ordinary_network(whole, tmp_path):
     result, folder = whole
     work = folder / 'work'
-    assert abs(result.trace[-1]['measured'] / result.trace[0]['measured'] / 0.9 - 1) < 0.05
+    assert abs(result.trace[-1]['measured'] / result.trace[0]['measured'] / 0.95 - 1) < 0.05
     assert 'uniform scaling of the start' in result.summary
     cfg = Config.fromfile(work / 'config.py')
     model = build_model(cfg)
@@ -98,7 +99,7 @@ def test_a_search_that_was_killed_continues_with_the_same_trace(whole, place, tm
     def stop(self, *args):
         save(self, *args)
         calls.append(1)
-        if len(calls) == (1 if place == 'supernet' else 3):
+        if len(calls) == (1 if place == 'supernet' else 2):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(joint.JointRun, name, stop)
@@ -112,10 +113,11 @@ def test_a_search_that_was_killed_continues_with_the_same_trace(whole, place, tm
     assert all(torch.equal(value, resumed.state_dict[key]) for key, value in whole[0].state_dict.items())
 
 
+@pytest.mark.slow
 def test_several_targets_take_several_networks_from_one_supernet(tmp_path):
-    result = search(tmp_path, '88%', targets=['88%', '94%'], recover=0)
+    result = search(tmp_path, '92%', targets=['92%', '96%'], recover=0)
     first = result.trace[0]['measured']
-    for name, share in (('94pct', 0.94), ('88pct', 0.88)):
+    for name, share in (('96pct', 0.96), ('92pct', 0.92)):
         last = json.loads((tmp_path / 'work' / name / 'trace.jsonl').read_text().splitlines()[-1])
         assert abs(last['measured'] / first / share - 1) < 0.05
         arch = json.loads((tmp_path / 'work' / name / 'arch.json').read_text())['arch']
@@ -127,30 +129,25 @@ def test_a_target_below_the_smallest_network_is_refused_before_the_supernet_is_t
         search(tmp_path, '1%')
 
 
-def run_process(rank, folder):
+def _one_of_two(rank, folder, root):
     """Search in one of two processes."""
     with pytest.MonkeyPatch.context() as patch:
         shorten(patch)
-        patch.setattr('mmplugin.engine.mini.ensure_mini_ade', lambda _: ensure_mini_ade(folder, 8, 2))
+        patch.setattr('mmplugin.engine.mini.ensure_mini_ade', lambda _: ensure_mini_ade(root, 8, 2))
         patch.setattr('yapf.yapflib.yapf_api.FormatCode', lambda text, **_: (text, True))
         torch.set_num_threads(1)
         distributed.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
-        result = search(folder / 'both' if rank == 0 else folder / 'other')
+        result = search(folder / f'process{rank}')
         if rank == 0:
             torch.save(result.state_dict, folder / 'weights.pth')
             (folder / 'trace.json').write_text(json.dumps(result.trace))
+        distributed.barrier()
         distributed.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_two_processes_find_the_same_network_with_the_same_trace(whole, tmp_path):
-    context = multiprocessing.get_context('spawn')
-    processes = [context.Process(target=run_process, args=(rank, tmp_path)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(300)
-        assert process.exitcode == 0
+def test_two_processes_find_the_same_network_with_the_same_trace(whole, tmp_path, tiny_sets):
+    run_in_two_processes(_one_of_two, tmp_path, tiny_sets)
     assert json.loads((tmp_path / 'trace.json').read_text()) == comparable(whole[0].trace)
     weights = torch.load(tmp_path / 'weights.pth')
     assert all(torch.equal(value, weights[key]) for key, value in whole[0].state_dict.items())
