@@ -9,7 +9,6 @@ import copy
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -252,7 +251,7 @@ class JointRun(Run):
             result.save(folder)
         self._save_greedy(greedy, trace, number + 1)
         barrier()
-        return Found(folder, result, replace(Budget(), **limits), self.space_.kept(greedy.state))
+        return Found(folder, result, Budget(**dict[str, Any](limits)), self.space_.kept(greedy.state))
 
     def _uniform(self, greedy: Greedy) -> float | None:
         """Return the loss of the widest network of equal width and depth shares that costs as little."""

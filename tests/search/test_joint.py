@@ -91,7 +91,7 @@ def test_the_result_meets_the_target_and_is_an_ordinary_network(whole, tmp_path)
     assert not (work / joint.SUPERNET).exists()
 
 
-@pytest.mark.parametrize('place', ['supernet', 'greedy'])
+@pytest.mark.parametrize('place', ['supernet', pytest.param('greedy', marks=pytest.mark.slow)])
 def test_a_search_that_was_killed_continues_with_the_same_trace(whole, place, tmp_path, monkeypatch):
     name, calls = f'_save_{place}', []
     save = getattr(joint.JointRun, name)
