@@ -29,7 +29,7 @@ from mmplugin.tables import Table, show
 CONFIG = 'retinanet_evit_m0'
 SIDES = 64, 512  # of the images to predict
 SECONDS = 1  # between two samples
-SECTION = 20  # samples; the lowest shows what stays in use, the others also what is about to be freed
+SECTION = 20  # samples, whose median ignores moments in which processes start or memory is about to be freed
 # What the line through the second half may rise by in that half: a share of the mean, and a number.
 BOUNDS = {'memory, MB': (0.03, 0.0), 'threads': (0.0, 0.5), 'file handles': (0.0, 0.5)}
 PREDICT = 'predict'  # the argument of the process that predicts
@@ -52,11 +52,11 @@ class Watch:
     def second_half(self, quantity: str) -> tuple[float, float, float]:
         """Return the mean of the second half, by how much its line rises, and by how much it may.
 
-        The values are the lowest of each section.
+        The values are the medians of sections.
         """
         count = max(4, len(self.minutes) // SECTION)
         sections = np.array_split(np.array(self.samples[quantity]), count)[count // 2 :]
-        times, values = np.arange(len(sections)), np.array([section.min() for section in sections])
+        times, values = np.arange(len(sections)), np.array([np.median(section) for section in sections])
         rise = float(np.polyfit(times, values, 1)[0] * times[-1])
         share, number = BOUNDS[quantity]
         return float(values.mean()), rise, share * float(values.mean()) + number
@@ -222,7 +222,7 @@ def main(argv: Sequence[str]) -> int:
             f'`python docs/scripts/soak.py --minutes {options.minutes:g} --predictions {options.predictions} --write`, '
             f'{date.today()}, CPU cores: {allowed_cores()}, shared with other programs. The samples are one second '
             'apart. Memory is that of the process and its workers: shared pages count once; pages of files, which '
-            f'other programs share, do not count. A line is fitted to the lowest values of each {SECTION} samples of '
+            f'other programs share, do not count. A line is fitted to the medians of {SECTION} samples each of '
             f'the second half; {"nothing rises" if flat else "something rises"} by more than is allowed.'
         )
         image = '![Memory, threads and file handles over time](images/soak.svg)'
