@@ -21,6 +21,7 @@ from mmplugin.text import some
 
 OPSET = 20
 LARGEST = 8192  # side of an image that a dynamic file takes
+LARGE = (512, 544)  # four cells of stride 128, and two windows of EfficientViT's stride 64
 # A condition that a size, or what is computed from it, equals a number; and one of a dimension that has no symbol.
 PINNED = re.compile(r'== *(\d+) *$|^ *(\d+) *==')
 CONSTANT = re.compile(r'[^=]*size\(\)\[[01]\] *== *\d+ *')
@@ -68,8 +69,10 @@ def program_of(found: Traceable) -> Any:
         UserError: The model cannot be traced, or is right for one size only, although the file is for all sizes.
     """
     size, least, dynamic = found.metadata.size, found.metadata.min_size, found.metadata.dynamic
+    # A side of one cell in the coarsest map would be taken for a constant, so a dynamic file is traced at a large size.
+    traced = [max(side, large) for side, large in zip(size, LARGE, strict=True)] if dynamic else size
     try:
-        program = trace(found.module, found.random_inputs(*size), found.sides if dynamic else {}, least[0])
+        program = trace(found.module, found.random_inputs(*traced), found.sides if dynamic else {}, least[0])
     except Exception as error:  # a tracer raises whatever a model of the user's own makes it raise
         problem = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
