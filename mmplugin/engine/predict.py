@@ -17,6 +17,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from mmplugin.cpu_threads import limit_threads
+from mmplugin.deploy.exported import SUFFIXES as EXPORTED
+from mmplugin.deploy.exported import ExportedPredictor
 from mmplugin.engine.cfg_options import CfgOptions
 from mmplugin.engine.config import load_config
 from mmplugin.engine.media import CAMERA, IMAGE, Source, Video, find_sources
@@ -37,15 +39,16 @@ def parse(argv: Sequence[str] | None = None, prog: str | None = None) -> argpars
     """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog=prog,
-        usage='%(prog)s WORK_DIR PATH... [options]\n       %(prog)s CONFIG CHECKPOINT PATH... [options]',
+        usage='%(prog)s WORK_DIR PATH... [options]\n       %(prog)s CONFIG CHECKPOINT PATH... [options]\n'
+        '       %(prog)s FILE.onnx PATH... [options]',
         description='Predict images, folders, videos or a camera.',
     )
     parser.add_argument(
         'inputs',
         nargs='+',
-        metavar='WORK_DIR | CONFIG CHECKPOINT, PATH...',
-        help='the work folder of a training, or a config and a checkpoint; then images, folders, videos, patterns in '
-        'quotes, or camera:0',
+        metavar='WORK_DIR | CONFIG CHECKPOINT | FILE.onnx, PATH...',
+        help='the work folder of a training, or a config and a checkpoint, or an exported file; then images, folders, '
+        'videos, patterns in quotes, or camera:0',
     )
     parser.add_argument('--out-dir', help='folder of the results; default: WORK_DIR/predictions, or predictions')
     parser.add_argument('--format', choices=WRITERS, help='results as COCO JSON, YOLO text or PNG masks')
@@ -107,20 +110,12 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     prepare_folder(folder, '--out-dir')
     window = Window() if options.show else None
     limit_threads(0, torch.set_num_threads)
-    predictor = Predictor(
-        load_config(model.config, mini=options.mini, cfg_options=options.cfg_options),
-        model.checkpoint,
-        device=options.device,
-        score=options.score,
-        batch=1 if sources[0].kind == CAMERA or window else options.batch,
-        trust=options.trust,
-        allow_partial=options.allow_partial,
-    )
+    predictor = _open(model, options, batch=1 if sources[0].kind == CAMERA or window else options.batch)
     labels = _chosen_labels(options.classes, predictor.classes)
     output = options.format or ('masks' if predictor.is_segmentation else 'coco')
     _check_format(output, predictor)
     console = Console(highlight=False)
-    for problem in predictor.fit.problems():
+    for problem in [] if isinstance(predictor, ExportedPredictor) else predictor.fit.problems():
         console.print(f'[bold]Not loaded:[/bold] {escape(problem)}', soft_wrap=True)
     classes = escape(some(predictor.classes, 6))
     console.print(f'{escape(str(model.checkpoint))} on {predictor.device}, classes: {classes}', soft_wrap=True)
@@ -163,8 +158,8 @@ class _Model:
     """What the first words of the command line name.
 
     Args:
-        config: The config.
-        checkpoint: The checkpoint.
+        config: The config; empty for an exported file.
+        checkpoint: The checkpoint, or the exported file.
         folder: Folder of the results.
         words: Number of the words.
     """
@@ -179,6 +174,8 @@ def _find_model(words: Sequence[str]) -> _Model:
     first = Path(words[0]).expanduser()
     second = Path(words[1]).expanduser() if len(words) > 1 else None
     has_checkpoint = second is not None and second.is_file() and second.suffix in ('.pth', '.pt', '.safetensors')
+    if first.suffix in EXPORTED:
+        return _Model('', first, Path(), 1)
     if first.is_dir():
         if has_checkpoint:
             return _Model(find_config_in(first), words[1], first, 2)
@@ -190,6 +187,24 @@ def _find_model(words: Sequence[str]) -> _Model:
             '`mmplugin predict work_dirs/NAME PATH...` or `mmplugin predict CONFIG CHECKPOINT PATH...`'
         )
     return _Model(words[0], words[1], Path(), 2)
+
+
+def _open(model: _Model, options: argparse.Namespace, batch: int | None) -> Predictor | ExportedPredictor:
+    """Load a checkpoint, or a file that was exported."""
+    if model.config:
+        return Predictor(
+            load_config(model.config, mini=options.mini, cfg_options=options.cfg_options),
+            model.checkpoint,
+            device=options.device,
+            score=options.score,
+            batch=batch,
+            trust=options.trust,
+            allow_partial=options.allow_partial,
+        )
+    for name in ('device', 'batch', 'mini', 'cfg_options', 'trust', 'allow_partial'):
+        if getattr(options, name):
+            raise UserError(f'--{name.replace("_", "-")} is for checkpoints; omit it with {model.checkpoint}')
+    return ExportedPredictor(model.checkpoint, options.score)
 
 
 def _protect_inputs(sources: Sequence[Source], drawings: Drawings) -> None:
@@ -215,7 +230,7 @@ def _chosen_labels(names: str | None, classes: Sequence[str]) -> list[int] | Non
     return [label for label, name in enumerate(classes) if name in wanted]
 
 
-def _check_format(output: str, predictor: Predictor) -> None:
+def _check_format(output: str, predictor: Predictor | ExportedPredictor) -> None:
     if output == 'yolo' and predictor.is_segmentation:
         raise UserError('--format yolo has no class maps; use --format masks or coco')
     if output == 'masks' and not predictor.is_segmentation and not predictor.has_masks:
@@ -223,7 +238,7 @@ def _check_format(output: str, predictor: Predictor) -> None:
 
 
 def _predict(
-    predictor: Predictor, sources: Sequence[Source], run: _Run, progress: '_Progress'
+    predictor: Any, sources: Sequence[Source], run: _Run, progress: '_Progress'
 ) -> Iterator[tuple[Item, Prediction]]:
     """Yield a prediction for each image that can be read, in order."""
     batch: list[tuple[Item, Prepared]] = []
@@ -236,13 +251,13 @@ def _predict(
         yield from _predict_batch(predictor, batch)
 
 
-def _predict_batch(predictor: Predictor, batch: Sequence[tuple[Item, Prepared]]) -> Iterator[tuple[Item, Prediction]]:
+def _predict_batch(predictor: Any, batch: Sequence[tuple[Item, Prepared]]) -> Iterator[tuple[Item, Prediction]]:
     predictions = predictor.predict([prepared for _, prepared in batch])
     yield from zip((item for item, _ in batch), predictions, strict=True)
 
 
 def _load(
-    predictor: Predictor, sources: Sequence[Source], run: _Run, progress: '_Progress'
+    predictor: Any, sources: Sequence[Source], run: _Run, progress: '_Progress'
 ) -> Iterator[tuple[Item, Prepared]]:
     """Yield images and frames; what cannot be read is added to the failures of the run."""
     for source in sources:

@@ -3,7 +3,6 @@
 Each writer is a context manager that yields a function, which takes an item and its prediction.
 """
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -15,11 +14,9 @@ import numpy as np
 from PIL import Image
 
 from mmplugin.engine.media import CAMERA, IMAGE, Source
-from mmplugin.engine.prediction import Prediction
-from mmplugin.files import atomic_write
+from mmplugin.engine.prediction import Prediction, coco_writer, mask_writer
 
-COCO_FILE, LABELS, MASKS, CLASS_LIST, LABEL_TABLE = 'predictions.json', 'labels', 'masks', 'classes.txt', 'labels.json'
-BACKGROUND = 'background'
+LABELS, CLASS_LIST = 'labels', 'classes.txt'
 LONGEST_STILL = 5.0  # seconds for which one image of a camera may stand in the video
 CODECS = (('mp4v', '.mp4'), ('MJPG', '.avi'))
 
@@ -45,63 +42,6 @@ class Item:
 
 
 Add = Callable[[Item, Prediction], None]
-
-
-@contextmanager
-def coco_writer(folder: Path, classes: Sequence[str]) -> Iterator[Add]:
-    """Write one COCO file with images, categories (numbered from 1) and annotations with scores.
-
-    The regions of a class map become one annotation for each class. Frames refer to ``videos``, as in CocoVID.
-    """
-    images: list[dict] = []
-    videos: dict[str, int] = {}
-    count = 0
-    with atomic_write(folder / COCO_FILE) as draft, draft.open('w', encoding='utf-8') as file:
-        categories = [dict(id=i, name=name) for i, name in enumerate(classes, 1)]
-        file.write(f'{{"categories": {json.dumps(categories, ensure_ascii=False)},\n"annotations": [')
-
-        def add(item: Item, prediction: Prediction) -> None:
-            nonlocal count
-            height, width = prediction.size
-            image = dict(id=len(images) + 1, file_name=item.source.file_name, height=height, width=width)
-            if item.frame is not None:
-                video = videos.setdefault(item.source.file_name, len(videos) + 1)
-                image.update(video_id=video, frame_id=item.frame)
-            images.append(image)
-            for annotation in _annotations(prediction, len(classes)):
-                count += 1
-                annotation = dict(id=count, image_id=image['id'], **annotation, iscrowd=0)
-                file.write(('\n' if count == 1 else ',\n') + json.dumps(annotation))
-
-        yield add
-        file.write('],\n"images": ' + json.dumps(images, ensure_ascii=False))
-        listed = [dict(id=number, name=name) for name, number in videos.items()]
-        file.write((',\n"videos": ' + json.dumps(listed, ensure_ascii=False) if listed else '') + '}\n')
-
-
-def _annotations(prediction: Prediction, classes: int) -> Iterator[dict]:
-    if prediction.class_map is not None:
-        for label in np.unique(prediction.class_map).tolist():
-            if label < classes:
-                mask = prediction.class_map == label
-                x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
-                box, area = [x, y, width, height], int(mask.sum())
-                yield dict(category_id=label + 1, bbox=box, area=area, segmentation=_run_lengths(mask))
-        return
-    for i, (x1, y1, x2, y2) in enumerate(prediction.boxes.tolist()):
-        box = [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)]
-        found = dict(category_id=int(prediction.labels[i]) + 1, bbox=box, area=round(box[2] * box[3], 2))
-        if prediction.masks is not None:
-            mask = prediction.masks[i]
-            found.update(area=int(mask.sum()), segmentation=_run_lengths(mask))
-        yield dict(**found, score=round(float(prediction.scores[i]), 5))
-
-
-def _run_lengths(mask: np.ndarray) -> dict:
-    from pycocotools.mask import encode
-
-    encoded = encode(np.asfortranarray(mask, dtype=np.uint8))
-    return dict(size=encoded['size'], counts=encoded['counts'].decode('ascii'))
 
 
 @contextmanager
@@ -136,35 +76,6 @@ def _outline(mask: np.ndarray) -> list[float]:
     height, width = mask.shape
     # Points are the middles of pixels.
     return ((points + 0.5) / (width, height)).ravel().tolist() if len(points) >= 3 else []
-
-
-@contextmanager
-def mask_writer(folder: Path, classes: Sequence[str]) -> Iterator[Add]:
-    """Write ``masks/NAME.png`` with the number of the class of each pixel, and ``labels.json`` with the numbers.
-
-    Class maps are numbered from 0; pixels of other classes than those wanted are 255. Objects are numbered from 1 on a
-    background of 0, the best ones on top. More than 255 classes take files of 16 bits.
-    """
-    wide = len(classes) > np.iinfo(np.uint8).max
-    table: dict[str, int] | None = None
-
-    def add(item: Item, prediction: Prediction) -> None:
-        nonlocal table
-        if table is None:
-            names = classes if prediction.class_map is not None else [BACKGROUND, *classes]
-            table = {name: number for number, name in enumerate(names)}
-            text = json.dumps(table, ensure_ascii=False, indent=1)
-            (folder / LABEL_TABLE).write_text(text, encoding='utf-8')
-        values = prediction.class_map
-        if values is None:
-            values = np.zeros(prediction.size)
-            for i in np.argsort(prediction.scores, kind='stable'):
-                values[prediction.masks[i]] = prediction.labels[i] + 1
-        target = folder / MASKS / f'{item.name}.png'
-        target.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(values.astype(np.uint16 if wide else np.uint8)).save(target)
-
-    yield add
 
 
 WRITERS: dict[str, Callable[[Path, Sequence[str]], AbstractContextManager[Add]]] = {
