@@ -18,6 +18,7 @@ from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
 
 from mmplugin.config_edits import evaluator_list
+from mmplugin.data.load_errors import NamedTransform
 from mmplugin.deploy.masks import paste_masks
 from mmplugin.deploy.metadata import Metadata
 from mmplugin.engine.runner import CommandRunner, prepare_
@@ -120,8 +121,9 @@ class Data:
         """Resize images to the largest size that fits."""
         steps = self.dataset.pipeline.transforms
         for i, step in enumerate(steps):
-            if type(step).__name__ == 'Resize':
-                steps[i] = _Fit(step, size)
+            inner = step.transform if isinstance(step, NamedTransform) else step
+            if type(inner).__name__ == 'Resize':
+                steps[i] = _Fit(inner, size)
 
     def samples(self, count: int | None = None) -> Iterator[Sample]:
         """Yield images."""
