@@ -37,6 +37,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 __version__ = '1.0.0.dev0'  # of mmplugin
 FORMAT = 1  # of the metadata
+REQUIRED = 'classes', 'size', 'dynamic', 'min_size', 'resize', 'logits'  # in the metadata of a file that takes images
 SCORE = 0.3
 STOPPED = 130  # exit code of Ctrl-C
 IMAGE_FORMATS = ('JPEG', 'PNG', 'BMP', 'TIFF', 'WEBP', 'PPM', 'GIF', 'JPEG2000')
@@ -466,7 +467,7 @@ def _read_metadata(text: str | None, path: Path) -> dict[str, Any]:
         metadata = json.loads(text)
         found = metadata['format']
         kind, takes = metadata['kind'], metadata['input']
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise PredictorError(f'the metadata of {path} are damaged; export it again') from error
     if found != FORMAT:
         raise PredictorError(
@@ -478,6 +479,8 @@ def _read_metadata(text: str | None, path: Path) -> dict[str, Any]:
             f'{path} takes normalized tensors and returns {"maps" if kind == "features" else kind}, for pipelines of '
             'your own; export the whole model without --input tensor and --what'
         )
+    if missing := [name for name in REQUIRED if name not in metadata]:
+        raise PredictorError(f'the metadata of {path} are damaged: no {", ".join(missing)}; export it again')
     return metadata
 
 

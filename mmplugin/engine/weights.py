@@ -160,7 +160,8 @@ def load_exactly(model: nn.Module, weights: Mapping[str, Tensor], path: str | Pa
     fit = compare(model, weights)
     if not fit.complete:
         raise UserError(
-            _refusal(path, fit, model, weights) + '. Name the checkpoint of this config, or pass --allow-partial'
+            _refusal(path, fit, model, weights)
+            + '. Name the checkpoint of this config; test and predict load what fits with --allow-partial'
         )
     model.load_state_dict(dict(weights), strict=True)
     return fit

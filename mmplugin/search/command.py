@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mmplugin.benchmark.command import PASSIVE_THREADS, device, mode, size
 from mmplugin.benchmark.command import count as positive
-from mmplugin.config_edits import is_segmentation
+from mmplugin.config_edits import is_classification, is_segmentation
 from mmplugin.engine.arguments import add_common_arguments, config_from
 from mmplugin.errors import UserError
 from mmplugin.search.budget import QUANTITIES, Budget, Quantity
@@ -182,6 +182,10 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     if options.rank_only or options.probes:
         options.weights = 'none'  # speed does not depend on them
     cfg = config_from(options)
+    if is_classification(cfg):
+        raise UserError(
+            f'{options.config} is a classifier; a search works in detectors and segmentors: retinanet_v2_s0'
+        )
     family = family_of(cfg.model.backbone)
     options.size = options.size or (MINI_SIZES[is_segmentation(cfg)] if options.mini else SIZE)
     if options.probes:

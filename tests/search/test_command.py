@@ -53,6 +53,7 @@ def exit_code(*argv):
         ([CONFIG, 'no.pth', *TARGET], 'no.pth is not a file; name a checkpoint'),
         ([CONFIG, *TARGET, '--latency-table', 'no.json'], '--latency-table no.json is not a file'),
         ([CONFIG, *TARGET, '--rank-only', '--resume'], 'has no use for --resume; omit it'),
+        (['v2_s0_imagenet', *TARGET], 'is a classifier; use a detector or segmentor, such as'),
         (['semfpn_v2_s9', *TARGET], "Config 'semfpn_v2_s9' not found"),
         ([CONFIG, *TARGET, '--cfg-options', 'model.backbone.type=ResNet'], 'is ResNet; allowed are'),
     ],
