@@ -183,9 +183,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         options.weights = 'none'  # speed does not depend on them
     cfg = config_from(options)
     if is_classification(cfg):
-        raise UserError(
-            f'{options.config} is a classifier; a search works in detectors and segmentors: retinanet_v2_s0'
-        )
+        raise UserError(f'{options.config} is a classifier; use a detector or segmentor, such as retinanet_v2_s0')
     family = family_of(cfg.model.backbone)
     options.size = options.size or (MINI_SIZES[is_segmentation(cfg)] if options.mini else SIZE)
     if options.probes:
