@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.dataset import default_collate
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, DefaultScope
 from tiny_training import last_weights
 
 pytest.importorskip('mmpretrain.version', reason="requires mmpretrain: pip install 'mmplugin[classification]'")
@@ -36,14 +36,20 @@ def objects(tmp_path_factory):
         yield drawn.root
 
 
+def dataset_of(cfg, split):
+    """Build a data set, whatever an earlier test left as the default scope."""
+    datasets = import_mmpretrain('mmpretrain.registry').DATASETS
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        return datasets.build(cfg[f'{split}_dataloader'].dataset)
+
+
 @pytest.mark.parametrize(
     'name', [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
 )
 def test_every_config_trains_a_step_and_predicts_drawn_images(name, objects):
     cfg = load_config(name, mini=True, data_root=objects)
     model = build_model(cfg).train()
-    datasets = import_mmpretrain('mmpretrain.registry').DATASETS
-    train_set, val_set = (datasets.build(cfg[f'{split}_dataloader'].dataset) for split in ('train', 'val'))
+    train_set, val_set = (dataset_of(cfg, split) for split in ('train', 'val'))
     batch = model.data_preprocessor(default_collate([train_set[i] for i in range(4)]), training=True)
     loss = model.parse_losses(model(**batch, mode='loss'))[0]
     loss.backward()
@@ -58,7 +64,7 @@ def test_the_whole_recipe_augments_mixes_and_smooths(objects):
     """The pipeline of 300 epochs, without the changes of ``--mini``."""
     cfg = load_config('evit_m0_imagenet', data_root=objects, work_dir=objects)
     assert cfg.model.head.num_classes == 6
-    dataset = import_mmpretrain('mmpretrain.registry').DATASETS.build(cfg.train_dataloader.dataset)
+    dataset = dataset_of(cfg, 'train')
     model = build_model(cfg).train()
     batch = model.data_preprocessor(default_collate([dataset[i] for i in range(4)]), training=True)
     assert batch['inputs'].shape == (4, 3, 224, 224)
