@@ -5,12 +5,14 @@ import os
 # Set before torch is imported, and inherited by the processes that tests start. More than two threads slow down small
 # tensors, and the two processes of `make test` have one each. Waiting threads sleep, so that others can use the cores.
 for _name, _value in {
-    'OMP_NUM_THREADS': '1' if 'PYTEST_XDIST_WORKER' in os.environ else '2',
+    'OMP_NUM_THREADS': '2',
     'OMP_WAIT_POLICY': 'passive',
     'MPLBACKEND': 'Agg',
     'HF_HUB_OFFLINE': '1',
 }.items():
     os.environ.setdefault(_name, _value)
+if 'PYTEST_XDIST_WORKER' in os.environ:  # it has inherited the number that was set above
+    os.environ['OMP_NUM_THREADS'] = '1'
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

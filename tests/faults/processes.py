@@ -26,6 +26,7 @@ class Command:
 
     def __init__(self, arguments: Sequence, log: Path, **environment: str):
         self.log = log
+        environment = {'OMP_NUM_THREADS': os.environ.get('OMP_NUM_THREADS', '1')} | environment
         self.process = _SERVER.Process(target=_run, args=(list(map(str, arguments)), log, environment))
         self.process.start()
 
@@ -79,8 +80,11 @@ def _run(arguments: list[str], log: Path, environment: dict[str, str]) -> None:
     with log.open('wb') as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    import torch
+
     from mmplugin.cli import main
 
+    torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))  # the server has loaded it with one
     sys.exit(main(arguments))
 
 
