@@ -1,13 +1,17 @@
 """What the parts of search_proof.py share: results that are kept, and the task that networks are trained for."""
 
 import json
+import multiprocessing
+import os
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from mmplugin import stack
 from mmplugin.files import atomic_write
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,6 +30,35 @@ def kept(name: str, compute: Callable[[], Any]) -> Any:
         with atomic_write(path) as draft:
             draft.write_text(json.dumps(content), encoding='utf-8')
     return json.loads(path.read_text(encoding='utf-8'))
+
+
+def kept_all(jobs: dict[str, Callable[[], Any]]) -> dict[str, Any]:
+    """Return many results as ``kept`` does; processes of one thread, one for each core, compute those that are missing.
+
+    Args:
+        jobs: Name of each result and what computes it; a function of a module or a ``functools.partial`` of one.
+    """
+    with ProcessPoolExecutor(
+        len(os.sched_getaffinity(0)),
+        multiprocessing.get_context('spawn'),
+        use_one_thread,
+    ) as pool:
+        futures = [pool.submit(kept, name, compute) for name, compute in jobs.items()]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return {name: kept(name, compute) for name, compute in jobs.items()}
+
+
+def use_one_thread() -> None:
+    """Let torch use one thread in this process."""
+    import torch
+
+    stack.ignore_known_warnings()
+    torch.set_num_threads(1)
 
 
 def verdict(holds: bool) -> str:

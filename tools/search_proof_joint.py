@@ -7,11 +7,13 @@ search has seen. First, one network is trained with several seeds: gains are rea
 import random
 import statistics
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from search_proof_common import FOLDER, SEEDS, kept, make_task, threads_of_one, verdict
+from search_proof_common import FOLDER, SEEDS, kept, kept_all, make_task, threads_of_one, verdict
 
 from mmplugin.backbones import FAMILIES
+from mmplugin.convert import checkpoint_io
 from mmplugin.search.elastic import ElasticBackbone
 from mmplugin.search.elastic_space import ElasticSpace, State
 from mmplugin.search.evaluate import Evaluator
@@ -77,25 +79,30 @@ def from_scratch(seed: int, arch: dict[str, Any], steps: int) -> float:
     return mean_iou(task)
 
 
-def supernet(seed: int, steps: int) -> tuple[Any, ElasticSpace, Evaluator]:
-    """Return a trained supernet; it is trained once."""
-    from mmplugin.convert import checkpoint_io
-
-    task, space, path = task_of(seed, START), ElasticSpace.below(FAMILY, START), FOLDER / f'supernet_{seed}_{steps}.pth'
+def train_supernet(seed: int, steps: int) -> float:
+    """Train a supernet, keep it in a file, and return the loss of the start in it."""
+    task, space = task_of(seed, START), ElasticSpace.below(FAMILY, START)
     used = sort_(task, 0)
     task.model.backbone = ElasticBackbone(task.model.backbone)
-    if path.is_file():
-        task.model.load_state_dict(checkpoint_io.read(path)['state_dict'])
-    else:
-        for _ in Sandwich(task, space, steps, used).train():
-            pass
-        checkpoint_io.write(path, dict(state_dict=task.model.state_dict()))
-    return task, space, Evaluator(task, space, used + steps)
+    for _ in Sandwich(task, space, steps, used).train():
+        pass
+    checkpoint_io.write(FOLDER / f'supernet_{seed}_{steps}.pth', dict(state_dict=task.model.state_dict(), used=used))
+    (losses,) = Evaluator(task, space, used + steps)([space.largest()])
+    return statistics.mean(losses)
+
+
+def supernet(seed: int, steps: int) -> tuple[ElasticSpace, Evaluator]:
+    """Return the space of a trained supernet, and what scores its networks."""
+    task, space = task_of(seed, START), ElasticSpace.below(FAMILY, START)
+    saved = checkpoint_io.read(FOLDER / f'supernet_{seed}_{steps}.pth')
+    task.model.backbone = ElasticBackbone(task.model.backbone)
+    task.model.load_state_dict(saved['state_dict'])
+    return space, Evaluator(task, space, saved['used'] + steps)
 
 
 def found(seed: int, target: float, steps: int) -> dict[str, Any]:
     """Return the arch that each way finds for one target, and its latency."""
-    _, space, evaluator = supernet(seed, steps)
+    space, evaluator = supernet(seed, steps)
     predict = table().predict
     limit = target * predict(START)
 
@@ -148,18 +155,13 @@ def best_of_random(
     return states[losses.index(min(losses))]
 
 
-def ranking(steps: int, final: int) -> dict[str, list[float]]:
-    """Return the losses of random networks in the supernet, and their mIoU from scratch."""
-    _, space, evaluator = supernet(0, steps)
+def ranked(steps: int) -> dict[str, Any]:
+    """Return random networks and their losses in the supernet."""
+    space, evaluator = supernet(0, steps)
     rng = random.Random(0)
     states = [space.random(rng) for _ in range(RANKED)]
-    losses = [statistics.mean(own) for own in evaluator(states)]
     return dict(
-        losses=losses,
-        miou=[
-            kept(f'ranked_{i}_{final}', lambda state=state: from_scratch(0, space.arch(state), final))
-            for i, state in enumerate(states)
-        ],
+        archs=[space.arch(state) for state in states], losses=[statistics.mean(own) for own in evaluator(states)]
     )
 
 
@@ -183,32 +185,44 @@ def measured(archs: dict[str, dict[str, Any]], rounds: int) -> dict[str, float]:
 def joint_part(quick: bool) -> list[Table]:
     """Compare the joint search with other ways to reach the same latency."""
     steps, final = (150, 120) if quick else (400, 300)
-    again = [kept(f'again_{seed}_{final}', lambda seed=seed: from_scratch(seed, dict(START), final)) for seed in SEEDS]
+    table()
+    again = kept_all({f'again_{seed}_{final}': partial(from_scratch, seed, START, final) for seed in SEEDS})
+    kept_all({f'supernet_{seed}_{steps}': partial(train_supernet, seed, steps) for seed in SEEDS})
+    runs = {f'{target}_{seed}_{steps}': (target, seed) for target in TARGETS for seed in SEEDS}
+    searches = kept_all({f'found_{run}': partial(found, seed, target, steps) for run, (target, seed) in runs.items()})
+    ranks = kept(f'ranked_{steps}', lambda: ranked(steps))
+    trainings = {
+        f'{way}_{run}_{final}': partial(from_scratch, seed, searches[f'found_{run}']['archs'][way], final)
+        for run, (_, seed) in runs.items()
+        for way in WAYS
+    } | {f'ranked_{i}_{steps}_{final}': partial(from_scratch, 0, arch, final) for i, arch in enumerate(ranks['archs'])}
+    scores = kept_all(trainings)
     rows, pairs = [], dict[str, list[float]]()
-    for target in TARGETS:
-        for seed in SEEDS:
-            name = f'{target}_{seed}_{steps}'
-            networks = kept(f'found_{name}', lambda s=seed, t=target: found(s, t, steps))
-            ratios = kept(f'measured_{name}', lambda n=networks: measured(n['archs'], 12))
-            scores = {
-                way: kept(f'{way}_{name}_{final}', lambda s=seed, a=arch: from_scratch(s, a, final))
-                for way, arch in networks['archs'].items()
-            }
-            for way in WAYS[1:]:
-                pairs.setdefault(way, []).append(scores['searched'] - scores[way])
-            rows.append((
-                f'{target:.0%}', str(seed), *(f'{scores[way]:.3f} ({ratios[way]:.0%})' for way in WAYS),
-                str(networks['evaluations']),
-            ))  # fmt: skip
-    ranked = kept(f'ranking_{steps}_{final}', lambda: ranking(steps, final))
-    tau = kendall_tau([-loss for loss in ranked['losses']], ranked['miou'])
+    for run, (target, seed) in runs.items():
+        networks = searches[f'found_{run}']
+        ratios = kept(f'measured_{run}', lambda archs=networks['archs']: measured(archs, 12))
+        own = {way: scores[f'{way}_{run}_{final}'] for way in WAYS}
+        for way in WAYS[1:]:
+            pairs.setdefault(way, []).append(own['searched'] - own[way])
+        rows.append((
+            f'{target:.0%}', str(seed), *(f'{own[way]:.3f} ({ratios[way]:.0%})' for way in WAYS),
+            str(networks['evaluations']),
+        ))  # fmt: skip
+    tau = kendall_tau(
+        [-loss for loss in ranks['losses']], [scores[f'ranked_{i}_{steps}_{final}'] for i in range(RANKED)]
+    )
     return [
         Table(
             f'Joint search: mIoU from scratch ({final} steps), and measured latency as a share of the start',
             ['target', 'seed', *WAYS, 'evaluations'],
             rows,
         ),
-        Table('Claims', ['claim', 'figures', 'result'], claims(again, pairs, tau), left=('figures', 'result')),
+        Table(
+            'Claims',
+            ['claim', 'figures', 'result'],
+            claims(list(again.values()), pairs, tau),
+            left=('figures', 'result'),
+        ),
     ]
 
 
