@@ -1,12 +1,12 @@
 """Test the claims of the search on this machine, and write what came out into docs/search.md.
 
-    python tools/search_proof.py --part table|prune|joint [--quick] [--write docs/search.md]
+    python tools/search_proof.py --part table|prune|joint|own [--quick] [--write docs/search.md]
 
 ``table``: error and rank correlation of predicted latency, on networks that the table has not seen. ``prune``: 30 % of
 the backbone's latency is removed from a trained segmentor, by Taylor expansion, by magnitude and at random, with three
 seeds; then the result is trained, next to a network that was narrowed uniformly and starts from random weights.
 ``joint``: networks that the joint search finds, next to those of other ways to reach the same latency, trained from
-random weights. Each result is kept in work_dirs/search_proof, so that a second call continues. A claim that fails is
+random weights. ``own``: networks that are found as fast as published ones, next to them. Each result is kept in work_dirs/search_proof, so that a second call continues. A claim that fails is
 printed as failed.
 """
 
@@ -20,6 +20,7 @@ from typing import Any
 
 from search_proof_common import CONFIG, FOLDER, SEEDS, console, kept, make_task, threads_of_one, verdict
 from search_proof_joint import joint_part
+from search_proof_own import own_part
 
 from mmplugin import stack
 from mmplugin.backbones import FAMILIES
@@ -213,7 +214,7 @@ def prune_part(quick: bool) -> list[Table]:
     ]
 
 
-PARTS = {'table': table_part, 'prune': prune_part, 'joint': joint_part}
+PARTS = {'table': table_part, 'prune': prune_part, 'joint': joint_part, 'own': own_part}
 
 
 def main() -> None:

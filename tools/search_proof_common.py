@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import statistics
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import AbstractContextManager
@@ -66,23 +67,24 @@ def verdict(holds: bool) -> str:
     return 'holds' if holds else '**FAILED**'
 
 
-def make_task(seed: int, arch: Any = None, crop: int | None = None) -> Any:
+def make_task(seed: int, arch: Any = None, crop: int | None = None, config: str = CONFIG) -> Any:
     """Return the task of the proof, which starts from random weights.
 
     Args:
         seed: Seed of weights and data.
         arch: Arch of the backbone; that of the config by default.
         crop: Side of the training crops; that of the config by default.
+        config: Name of the config.
     """
     from mmplugin.engine.config import load_config
     from mmplugin.hooks.layer_scale import FROM_SCRATCH, set_layer_scales_
     from mmplugin.search.task import Task
 
-    cfg = load_config(CONFIG, mini=True, data_root=ROOT / 'data')
+    cfg = load_config(config, mini=True, data_root=ROOT / 'data')
     cfg.model.backbone.init_cfg = None
     if arch is not None:
         cfg.model.backbone.arch = arch
-        cfg.model.neck.in_channels = list(arch['widths'])
+        cfg.model.neck.in_channels = list(arch['widths'])[-len(cfg.model.neck.in_channels) :]
     if crop:
         cfg.model.data_preprocessor.size = (crop, crop)
         for step in cfg.train_dataloader.dataset.pipeline:
@@ -98,3 +100,19 @@ def threads_of_one() -> AbstractContextManager[None]:
     from mmplugin.search.timing import threads_set
 
     return threads_set(1)
+
+
+def relative_latency(family: str, start: Any, archs: dict[str, Any], size: Any, rounds: int) -> dict[str, float]:
+    """Return the latency of backbones that run in turn, each divided by that of the start."""
+    import torch
+
+    from mmplugin.search.timing import Network, run_in_turn
+
+    x = torch.randn(1, 3, *size)
+    networks = [Network(family, arch, x, 'fused', 'cpu', False) for arch in (start, *archs.values())]
+    with threads_of_one():
+        own, *others = ([ms for (ms,) in times] for times in run_in_turn(networks, rounds, 0, None))
+    return {
+        name: statistics.median(a / b for a, b in zip(times, own, strict=True))
+        for name, times in zip(archs, others, strict=True)
+    }

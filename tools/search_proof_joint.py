@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from search_proof_common import FOLDER, SEEDS, kept, kept_all, make_task, threads_of_one, verdict
+from search_proof_common import FOLDER, SEEDS, kept, kept_all, make_task, relative_latency, verdict
 
 from mmplugin.backbones import FAMILIES
 from mmplugin.convert import checkpoint_io
@@ -165,23 +165,6 @@ def ranked(steps: int) -> dict[str, Any]:
     )
 
 
-def measured(archs: dict[str, dict[str, Any]], rounds: int) -> dict[str, float]:
-    """Return the milliseconds of networks that run in turn, each divided by those of the start."""
-    import torch
-
-    from mmplugin.search.timing import Network, run_in_turn
-
-    x = torch.randn(1, 3, 512, 512)
-    networks = [Network(FAMILY, arch, x, 'fused', 'cpu', False) for arch in (START, *archs.values())]
-    with threads_of_one():
-        times = [[ms for (ms,) in own] for own in run_in_turn(networks, rounds, 0, None)]
-    start = times[0]
-    return {
-        name: statistics.median(a / b for a, b in zip(own, start, strict=True))
-        for name, own in zip(archs, times[1:], strict=True)
-    }
-
-
 def joint_part(quick: bool) -> list[Table]:
     """Compare the joint search with other ways to reach the same latency."""
     steps, final = (150, 120) if quick else (400, 300)
@@ -200,7 +183,9 @@ def joint_part(quick: bool) -> list[Table]:
     rows, pairs = [], dict[str, list[float]]()
     for run, (target, seed) in runs.items():
         networks = searches[f'found_{run}']
-        ratios = kept(f'measured_{run}', lambda archs=networks['archs']: measured(archs, 12))
+        ratios = kept(
+            f'measured_{run}', lambda archs=networks['archs']: relative_latency(FAMILY, START, archs, (512, 512), 12)
+        )
         own = {way: scores[f'{way}_{run}_{final}'] for way in WAYS}
         for way in WAYS[1:]:
             pairs.setdefault(way, []).append(own['searched'] - own[way])
