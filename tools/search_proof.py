@@ -6,8 +6,8 @@
 the backbone's latency is removed from a trained segmentor, by Taylor expansion, by magnitude and at random, with three
 seeds; then the result is trained, next to a network that was narrowed uniformly and starts from random weights.
 ``joint``: networks that the joint search finds, next to those of other ways to reach the same latency, trained from
-random weights. ``own``: networks that are found as fast as published ones, next to them. Each result is kept in work_dirs/search_proof, so that a second call continues. A claim that fails is
-printed as failed.
+random weights. ``own``: networks that are found as fast as published ones, next to them. Each result is kept in
+work_dirs/search_proof, so that a second call continues. A claim that fails is printed as failed.
 """
 
 import argparse

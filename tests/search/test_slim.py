@@ -125,18 +125,27 @@ class Clockless(slim.SlimRun):
         return LatencyTable.measure(family, SIZE, around=self.settings, clock=part_ms(family))
 
 
-def test_slimming_meets_the_target_and_its_result_loads(tmp_path, monkeypatch, tiny_sets):
+@pytest.fixture(autouse=True)
+def _short(monkeypatch, tiny_sets):
     monkeypatch.setattr('mmplugin.search.run.START_STEPS', 1)
     monkeypatch.setattr(joint, 'RECALIBRATION', 1)
     monkeypatch.setattr('mmplugin.search.evaluate.CALIBRATION', 1)
     monkeypatch.setattr('mmplugin.search.evaluate.CALIBRATION_IMAGES', 1)
     monkeypatch.setattr(joint.Settings.__init__, '__defaults__', (1, 1, 'taylor', True, 0.5))
-    cfg = Config.fromfile(tiny_config('semfpn_v1_l1', tmp_path))
+
+
+def slim_v1(folder, **changes):
+    folder.mkdir(exist_ok=True)
+    cfg = Config.fromfile(tiny_config('semfpn_v1_l1', folder))
     cfg.model.backbone.update(arch=ARCH, init_cfg=None)
     cfg.model.neck.in_channels = list(ARCH['widths'])
-    cfg.work_dir = str(tmp_path)
-    chosen = options(method='slim', steps=2, recover=0)
-    result = Clockless(cfg, chosen, Budget.from_options(latency='85%')).run()
+    cfg.work_dir = str(folder)
+    chosen = options(method='slim', steps=2, recover=0, **changes)
+    return Clockless(cfg, chosen, Budget.from_options(latency='85%')).run()
+
+
+def test_slimming_meets_the_target_and_its_result_loads(tmp_path):
+    result = slim_v1(tmp_path)
     assert abs(result.trace[-1]['measured'] / result.trace[0]['measured'] / 0.85 - 1) < 0.06
     kinds = {action['size'].partition('.')[0] for record in result.trace[1:] for action in record['actions']}
     assert kinds <= {'attention', 'block', 'width'}
@@ -144,8 +153,26 @@ def test_slimming_meets_the_target_and_its_result_loads(tmp_path, monkeypatch, t
     model.load_state_dict(torch.load(tmp_path / 'whole.pth')['state_dict'])
 
 
-def test_other_families_are_refused(tmp_path, tiny_sets, monkeypatch):
-    monkeypatch.setattr('mmplugin.search.run.START_STEPS', 1)
+@pytest.mark.slow
+def test_a_search_that_was_killed_continues_with_the_same_trace(tmp_path, monkeypatch):
+    result, killed = slim_v1(tmp_path / 'whole'), tmp_path / 'killed'
+    with monkeypatch.context() as patch:
+        patch.setattr(slim, 'SAVE', 1)  # after the first of two steps
+        save = slim.SlimRun._save_supernet
+
+        def stop(self, content):
+            save(self, content)
+            raise KeyboardInterrupt
+
+        patch.setattr(slim.SlimRun, '_save_supernet', stop)
+        with pytest.raises(KeyboardInterrupt):
+            slim_v1(killed)
+    resumed = slim_v1(killed, resume=True)
+    assert resumed.trace == result.trace
+    assert all(torch.equal(value, resumed.state_dict[key]) for key, value in result.state_dict.items())
+
+
+def test_other_families_are_refused(tmp_path):
     cfg = Config.fromfile(tiny_config('semfpn_v2_s0', tmp_path))
     cfg.work_dir = str(tmp_path)
     with pytest.raises(UserError, match='slim is the method of v1, and this config is of v2; use joint or prune'):
