@@ -199,9 +199,8 @@ class Exporter:
             self.predictor.model, self.predictor.classes, self.choice, self.name, self.options.checkpoint, self.rule
         )
         self.console.print(f'Exporting {escape(str(self.path))}', soft_wrap=True)
-        program = export.program_of(found)
-        self._write(program, found)
         kind = self.options.format
+        export.write(export.program_of(found), found, kind, self.path)
         run = Pt2(self.path, found.outputs) if kind == 'pt2' else open_file(self.path, RUNTIME[kind])
         try:
             proof = self._prove(run, found)
@@ -241,19 +240,6 @@ class Exporter:
             path.unlink(missing_ok=True)
             raise UserError(f'{path} was not kept: {"; ".join(result.problems)}. {self.path} is in float32')
         self.console.print(f'Proven: {escape(str(path))}', soft_wrap=True)
-
-    def _write(self, program: Any, found: Traceable) -> None:
-        kind = self.options.format
-        if kind == 'pt2':
-            export.write_pt2(program, found.metadata, self.path)
-            return
-        target = self.path if kind == 'onnx' else self.path.with_suffix('.part.onnx')
-        export.write_onnx(program, found.inputs, found.outputs, found.metadata, target)
-        if kind == 'openvino':
-            try:
-                export.write_openvino(target, found.metadata, self.path)
-            finally:
-                target.unlink(missing_ok=True)
 
     def _files(self) -> list[Path]:
         """Return the file, and that of the weights if they are beside it."""

@@ -118,6 +118,21 @@ def require_any_size(program: Any) -> None:
         )
 
 
+def write(program: Any, found: Traceable, kind: str, path: str | Path) -> None:
+    """Write a program in one of the formats ``PACKAGES``."""
+    path = Path(path)
+    if kind == 'pt2':
+        write_pt2(program, found.metadata, path)
+        return
+    target = path if kind == 'onnx' else path.with_suffix('.part.onnx')
+    write_onnx(program, found.inputs, found.outputs, found.metadata, target)
+    if kind == 'openvino':
+        try:
+            write_openvino(target, found.metadata, path)
+        finally:
+            target.unlink(missing_ok=True)
+
+
 def write_onnx(
     program: Any, inputs: Sequence[str], outputs: Sequence[str], metadata: Metadata, path: str | Path
 ) -> None:
