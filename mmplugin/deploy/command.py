@@ -3,27 +3,28 @@
 import argparse
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
-from mmplugin.deploy import export
-from mmplugin.deploy.check import Proof, headlines, prove, prove_numbers
+from mmplugin.config_edits import is_segmentation
+from mmplugin.deploy import export, mobile
+from mmplugin.deploy.check import COMPARED, Proof, headlines, prove, prove_numbers
+from mmplugin.deploy.drafts import draft
 from mmplugin.deploy.metadata import INPUTS, Metadata
 from mmplugin.deploy.models import WHATS, Choice, Traceable, least_sides, traceable
 from mmplugin.engine.cfg_options import CfgOptions
 from mmplugin.engine.config import load_config
 from mmplugin.engine.data_options import add_data_arguments, data_options
 from mmplugin.errors import UserError
-from mmplugin.files import atomic_write
 from mmplugin.layers import ceil_div
 from mmplugin.tables import Table, show
 
-SUFFIXES = {'onnx': '.onnx', 'openvino': '.xml', 'pt2': '.pt2'}
-RUNTIME = {'onnx': 'onnxruntime', 'openvino': 'openvino', 'pt2': 'torch'}
+SUFFIXES = {'onnx': '.onnx', 'openvino': '.xml', 'executorch': '.pte', 'coreml': '.mlpackage', 'pt2': '.pt2'}
+RUNTIME = {kind: 'onnxruntime' if kind == 'onnx' else kind for kind in SUFFIXES}
+BESIDE = {'openvino': ('.bin',)}  # suffixes of files that belong to a file of a format
 PREDICTOR = 'predict.py'
 DEFAULT_SIZE, IMAGES = (512, 512), 100  # images of AP or mIoU
 
@@ -59,9 +60,7 @@ def parse(argv: Sequence[str] | None = None, prog: str | None = None) -> argpars
 
 def _format(text: str) -> str:
     if text not in SUFFIXES:
-        raise argparse.ArgumentTypeError(
-            f'{text}: this version writes {", ".join(SUFFIXES)}; ExecuTorch and CoreML are not available'
-        )
+        raise argparse.ArgumentTypeError(f'{text}: this version writes {", ".join(SUFFIXES)}')
     return text
 
 
@@ -94,6 +93,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         data_options=data_options(options),
         cfg_options=options.cfg_options,
     )
+    mobile.refuse_detector(options.format, options.what, is_segmentation(cfg))
     from mmplugin import Predictor
 
     predictor = Predictor(cfg, options.checkpoint, device='cpu', trust=options.trust)
@@ -104,6 +104,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
 def _refuse_impossible(options: argparse.Namespace) -> None:
     """Raise a ``UserError`` for options that contradict each other, before anything is loaded."""
     part = options.what != 'model'
+    mobile.refuse_impossible(options.format, options.dynamic, options.input == 'image', options.int8)
     if part and options.input == 'image':
         raise UserError(f'--what {options.what} takes tensors; omit --input image')
     for name in ('score_thr', 'max_boxes', 'logits'):
@@ -121,7 +122,7 @@ def _refuse_impossible(options: argparse.Namespace) -> None:
     if options.int8 and options.no_metrics:
         raise UserError('--int8 is only useful with its loss of AP or mIoU; omit --no-metrics')
     if options.with_predictor:
-        if part or options.input == 'tensor' or options.format == 'pt2':
+        if part or options.input == 'tensor' or options.format not in ('onnx', 'openvino'):
             raise UserError('--with-predictor is for whole models that take images, in the formats onnx and openvino')
         target = Path(options.out or '.').parent / PREDICTOR
         if target.exists() and not target.read_bytes().startswith(_predictor_source().splitlines()[0]):
@@ -150,18 +151,19 @@ class Exporter:
         self.options, self.cfg, self.predictor = options, cfg, predictor
         self.console = Console(highlight=False)
         self.rule = resize_rule(cfg)
+        self.is_mobile = options.format in mobile.FORMATS
         self.data = self._find_data()
         path = Path(options.config)
         self.name = path.resolve().parent.name if path.stem == 'config' else path.stem  # of a search
         size = options.size or self._default_size()
         self.choice = Choice(
             what=options.what,
-            input=options.input or ('image' if options.what == 'model' else 'tensor'),
+            input=options.input or ('image' if options.what == 'model' and not self.is_mobile else 'tensor'),
             size=size,
             dynamic=options.dynamic,
             score_threshold=options.score_thr,
             max_boxes=options.max_boxes,
-            logits=options.logits,
+            logits=options.logits or (options.what == 'model' and self.is_mobile),
         )
         label = 'dynamic' if options.dynamic else f'{size[0]}x{size[1]}'
         part = '' if options.what == 'model' else f'-{options.what}'
@@ -172,7 +174,7 @@ class Exporter:
         from mmplugin.deploy.samples import Data
         from mmplugin.engine.test import require_data
 
-        if self.options.what != 'model':
+        if self.options.what != 'model' and not (self.is_mobile and mobile.runs_here(self.options.format)):
             return None
         require_data(self.cfg)
         return Data(self.cfg, self.options.images or IMAGES)
@@ -200,23 +202,24 @@ class Exporter:
         )
         self.console.print(f'Exporting {escape(str(self.path))}', soft_wrap=True)
         kind = self.options.format
-        export.write(export.program_of(found), found, kind, self.path)
-        run = Pt2(self.path, found.outputs) if kind == 'pt2' else open_file(self.path, RUNTIME[kind])
-        try:
+        program = export.program_of(found)
+        with draft(self.path, BESIDE.get(kind, ())) as path:
+            export.write(program, found, kind, path)
+            if not mobile.runs_here(kind):
+                self.console.print(f'Not proven: {escape(str(self.path))} runs on macOS only', soft_wrap=True)
+                return
+            run = Pt2(path, found.outputs) if kind == 'pt2' else open_file(path, RUNTIME[kind])
             proof = self._prove(run, found)
-        except BaseException:
-            self._discard()
-            raise
-        show([self._table(proof, found.metadata)], self.console)
-        if proof.problems:
-            self._discard()
-            raise UserError(
-                f'{self.path} was not kept, because its answers are not those of PyTorch: {"; ".join(proof.problems)}'
-            )
+            show([self._table(proof, found.metadata, path)], self.console)
+            if proof.problems:
+                raise UserError(
+                    f'{self.path} was not written, because its answers would not be those of PyTorch: '
+                    f'{"; ".join(proof.problems)}'
+                )
         self.console.print(f'Proven: {escape(str(self.path))}', soft_wrap=True)
         if self.options.with_predictor:
-            with atomic_write(self.path.with_name(PREDICTOR)) as draft:
-                draft.write_bytes(_predictor_source())
+            with draft(self.path.with_name(PREDICTOR)) as module:
+                module.write_bytes(_predictor_source())
             self.console.print(f'Run it: python {PREDICTOR} {escape(self.path.name)} IMAGE...', soft_wrap=True)
         if self.options.int8:
             self._quantize(run, proof, found.metadata)
@@ -230,40 +233,38 @@ class Exporter:
         images, size = calibration_data(self.cfg), None if metadata.dynamic else metadata.size
         if size is not None:
             images.fit_(size)
-        write_int8(self.path, (sample.inputs(size) for sample in images.samples()), metadata, path)
-        result = prove_int8(OnnxRuntime(path), run, proof, self.data, metadata, self.options.max_drop)
-        bytes_, before = path.stat().st_size, self.path.stat().st_size
-        rows = [('file', f'{bytes_ / 1e6:.1f} MB', f'{before / 1e6:.1f} MB')]
-        rows += _metric_rows(result)
-        show([Table(f'{path.name}, {result.images} images', ('', 'int8', 'float32'), rows)], self.console)
-        if result.problems:
-            path.unlink(missing_ok=True)
-            raise UserError(f'{path} was not kept: {"; ".join(result.problems)}. {self.path} is in float32')
+        with draft(path) as start:
+            write_int8(self.path, (sample.inputs(size) for sample in images.samples()), metadata, start)
+            result = prove_int8(OnnxRuntime(start), run, proof, self.data, metadata, self.options.max_drop)
+            bytes_, before = start.stat().st_size, self.path.stat().st_size
+            rows = [('file', f'{bytes_ / 1e6:.1f} MB', f'{before / 1e6:.1f} MB')]
+            rows += _metric_rows(result)
+            show([Table(f'{path.name}, {result.images} images', ('', 'int8', 'float32'), rows)], self.console)
+            if result.problems:
+                raise UserError(f'{path} was not written: {"; ".join(result.problems)}. {self.path} is in float32')
         self.console.print(f'Proven: {escape(str(path))}', soft_wrap=True)
-
-    def _files(self) -> list[Path]:
-        """Return the file, and that of the weights if they are beside it."""
-        return [self.path, self.path.with_suffix('.bin')] if self.options.format == 'openvino' else [self.path]
-
-    def _discard(self) -> None:
-        for path in self._files():
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
 
     def _prove(self, run: Any, found: Traceable) -> Proof:
         from mmplugin.deploy.samples import Reference
 
         runtime = f'{run.name} {run.version}'
         if found.metadata.input == 'tensor' or found.metadata.logits:
-            return prove_numbers(run, runtime, found)
+            return prove_numbers(run, runtime, found, self._tensors(found) if self.is_mobile else None)
         if not found.metadata.dynamic:
             self.data.fit_(found.metadata.size)
         reference = Reference(self.predictor.model, None if found.metadata.dynamic else found.metadata.size)
         return prove(run, runtime, reference, self.data, found.metadata, not self.options.no_metrics)
 
-    def _table(self, proof: Proof, metadata: Metadata) -> Table:
-        """Return what was measured."""
-        size = sum(path.stat().st_size for path in self._files())
+    def _tensors(self, found: Traceable) -> list[Any]:
+        """Return images of the test set as a file for tensors takes them."""
+        from mmplugin.deploy.samples import tensors
+
+        return list(tensors(self.data, self.predictor.model, found.metadata.size, COMPARED))
+
+    def _table(self, proof: Proof, metadata: Metadata, path: Path) -> Table:
+        """Return what was measured of the file ``path``."""
+        files = [path, *(path.with_suffix(suffix) for suffix in BESIDE.get(self.options.format, ()))]
+        size = sum(file.stat().st_size for file in files)
         rows = [('file', f'{size / 1e6:.1f} MB', '')]
         for name, error in proof.file.errors.items():
             unit = ' px' if name == 'boxes' and metadata.input == 'image' else ''
