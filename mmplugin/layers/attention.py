@@ -9,7 +9,8 @@ A chunk is some rows of queries against all keys. ``LOGITS`` in a name below cou
 | Inference, GPU or torch.jit.trace     | chunks of MAX_LOGITS                                                         |
 | Inference, CPU                        | chunks of MAX_LOGITS_CPU_INFERENCE                                           |
 | torch.compile, inference              | one custom operator, ``mmplugin::attend``, that runs the two rows above      |
-| torch.compile, training; torch.export | all rows at once: a number of chunks would tie the graph to one size         |
+| torch.compile, training               | all rows at once: a number of chunks would tie the graph to one size         |
+| torch.export                          | all rows at once, one head after another unless heads talk                   |
 
 Within a chunk, a GPU uses ``F.scaled_dot_product_attention`` unless heads talk; all else is plain matrix products. An
 exported file reads the bias by an index, so keys and values keep their order.
@@ -100,6 +101,10 @@ def attend(
             table = (heads.before_weight @ table.flatten(1) + heads.before_bias).view_as(table)
     if compiled_for_inference():
         x = _attend_operator(q, k, v, table, list(heads or ()), *geometry)
+    elif torch.compiler.is_exporting() and heads is None:
+        # A runtime keeps all that a node returns: maps of all heads have 140 MB where attention halves one of 50x84.
+        parts = zip(q.split(1, 1), k.split(1, 1), v.split(1, 1), table.split(1), strict=True)
+        x = torch.cat([_attend_rows(*part, None, geometry) for part in parts], 2)
     elif torch.compiler.is_compiling():
         x = _attend_rows(q, k, v, table, heads, geometry)
     else:
