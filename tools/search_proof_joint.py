@@ -7,7 +7,7 @@ search has seen. First, one network is trained with several seeds: gains are rea
 import random
 import statistics
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from search_proof_common import FOLDER, SEEDS, kept, kept_all, make_task, relative_latency, verdict
@@ -15,7 +15,7 @@ from search_proof_common import FOLDER, SEEDS, kept, kept_all, make_task, relati
 from mmplugin.backbones import FAMILIES
 from mmplugin.convert import checkpoint_io
 from mmplugin.search.elastic import ElasticBackbone
-from mmplugin.search.elastic_space import ElasticSpace, State
+from mmplugin.search.elastic_space import LEAST_DEPTHS, ElasticSpace, State, rounded
 from mmplugin.search.evaluate import Evaluator
 from mmplugin.search.greedy import Greedy
 from mmplugin.search.joint import sort_
@@ -40,6 +40,7 @@ def task_of(seed: int, arch: dict[str, Any]) -> Any:
     return make_task(seed, arch, CROP)
 
 
+@cache
 def table() -> LatencyTable:
     """Return the latency table around the start; it is measured once."""
     path = FOLDER / 'latency_joint.json'
@@ -110,36 +111,53 @@ def found(seed: int, target: float, steps: int) -> dict[str, Any]:
         return predict(space.arch(state))
 
     def slimmed(own: ElasticSpace) -> tuple[State, int]:
-        greedy = Greedy(own, own.largest(), evaluator, dict(latency_ms=cost), dict(latency_ms=limit))
+        greedy = Greedy(own, own.largest(), evaluator, dict(latency_ms=cost), dict(latency_ms=limit), floor=NEAR)
         while greedy.step():
             pass
         return greedy.state, greedy.evaluations
 
     searched, evaluations = slimmed(space)
     coarse, _ = slimmed(ElasticSpace.below(FAMILY, START, ('ratio', 'attention')))
-    states = {
-        'searched': searched,
-        'uniform width': largest_that_fits(lambda share: widths_only(space, share), cost, limit),
-        'uniform width and depth': largest_that_fits(space.uniform, cost, limit),
-        'random search': best_of_random(space, evaluator, cost, limit, evaluations, seed),
-        'coarse': coarse,
+    archs = {
+        'searched': space.arch(searched),
+        'uniform width': uniform(limit, depth=False),
+        'uniform width and depth': uniform(limit, depth=True),
+        'random search': space.arch(best_of_random(space, evaluator, cost, limit, evaluations, seed)),
+        'coarse': space.arch(coarse),
     }
-    return dict(
-        evaluations=evaluations, limit=limit, archs={way: space.arch(state) for way, state in states.items()},
-        ms={way: cost(state) for way, state in states.items()},
+    ms = {way: predict(arch) for way, arch in archs.items()}
+    return dict(evaluations=evaluations, limit=limit, archs=archs, ms=ms)
+
+
+def scaled(width: float, depth: float) -> dict[str, Any]:
+    """Return the start with a share of all its channels, also below the space of the search, and of its blocks."""
+    depths = [max(least, round(depth * n)) for n, least in zip(START['depths'], LEAST_DEPTHS[FAMILY], strict=True)]
+    return FAMILIES[FAMILY].explicit(
+        START | dict(
+            widths=tuple(rounded(width * n) for n in START['widths']),
+            depths=tuple(depths),
+            hidden=tuple((rounded(width * stage[0]),) * n for stage, n in zip(START['hidden'], depths, strict=True)),
+            attention_blocks=tuple(map(min, START['attention_blocks'], depths[2:])),
+        )
     )  # fmt: skip
 
 
-def widths_only(space: ElasticSpace, share: float) -> State:
-    """Return the start with this share of all widths."""
-    narrow, state = space.uniform(share), space.largest()
-    return {size: narrow[size] if size.startswith('width') else value for size, value in state.items()}
+def uniform(limit: float, depth: bool) -> dict[str, Any]:
+    """Return a uniformly scaled network that is as fast as the limit.
 
-
-def largest_that_fits(scaled: Callable[[float], State], cost: Callable[[State], float], limit: float) -> State:
-    """Return the largest of the scaled networks that meets the limit."""
-    states = (scaled(percent / 100) for percent in range(100, 19, -1))
-    return next(state for state in states if cost(state) <= limit)
+    Args:
+        limit: Milliseconds.
+        depth: Scale depths, too. The two shares are as alike as the steps of depth allow.
+    """
+    shares = [percent / 100 for percent in range(100, 9, -1)]
+    pairs = [(width, share) for width in shares for share in (shares if depth else [1.0])]
+    fits = []
+    for width, depth_share in pairs:
+        arch = scaled(width, depth_share)
+        ms = table().predict(arch)
+        if ms <= limit:
+            fits.append((ms < NEAR * limit, abs(width - depth_share) if depth else 0.0, -ms, arch))
+    return min(fits, key=lambda found: found[:3])[3]
 
 
 def best_of_random(

@@ -93,8 +93,9 @@ def found(kind: str, rival: str, steps: int) -> dict[str, Any]:
 
     limit = predict(rival)
     greedy = Greedy(
-        space, space.largest(), Evaluator(task, space, used + steps), dict(latency_ms=cost), dict(latency_ms=limit)
-    )
+        space, space.largest(), Evaluator(task, space, used + steps), dict(latency_ms=cost), dict(latency_ms=limit),
+        floor=NEAR,
+    )  # fmt: skip
     memories = [greedy.memory()]
     for _ in range(TRIES):
         while greedy.step():
