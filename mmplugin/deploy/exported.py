@@ -49,4 +49,5 @@ class ExportedPredictor:
 
     def predict(self, prepared: Sequence[predictor.Prepared]) -> list[predictor.Prediction]:
         """Run the file, image by image."""
-        return [self._predictor.predict(image) for image in prepared]
+        with user_errors():
+            return [self._predictor.predict(image) for image in prepared]

@@ -20,7 +20,9 @@ import colorsys
 import importlib.util
 import io
 import json
+import mmap
 import os
+import re
 import sys
 import threading
 import time
@@ -38,6 +40,13 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 __version__ = '1.0.0.dev0'  # of mmplugin
 FORMAT = 1  # of the metadata
 REQUIRED = 'classes', 'size', 'dynamic', 'min_size', 'resize', 'logits'  # in the metadata of a file that takes images
+KINDS = ('boxes', 'masks', 'classes')  # of files that take images
+# A file may come from a stranger, so these limits stand between what it says and what is done.
+MOST_TEXT, MOST_CLASSES, LONGEST_NAME = 1 << 23, 100_000, 1000  # characters of the metadata and of a class name
+LARGEST, FARTHEST = 8192, 1e6  # side of what a file takes, coordinate of a box
+MOST_OBJECTS, LARGEST_GRID, MOST_MASK_BYTES = 10_000, 512, 1 << 32  # of one image; side of a mask before pasting
+# What precedes `location` in a tensor that lies in another file: the first field of a message, of eight bytes.
+IN_ANOTHER_FILE = re.compile(rb'(\x0a|\x8a\x80*\x00)(\x08|\x88\x80*\x00)\Z')
 SCORE = 0.3
 STOPPED = 130  # exit code of Ctrl-C
 IMAGE_FORMATS = ('JPEG', 'PNG', 'BMP', 'TIFF', 'WEBP', 'PPM', 'GIF', 'JPEG2000')
@@ -60,6 +69,11 @@ OptionalArray = Any  # an array or None, depending on the model
 
 class PredictorError(ValueError):
     """An error that the user can fix; the message says how."""
+
+
+def _printable(text: str, keep: str = '') -> str:
+    """Replace control characters, which a terminal would obey, by question marks."""
+    return ''.join(character if character.isprintable() or character in keep else '?' for character in text)
 
 
 # Images
@@ -195,6 +209,7 @@ def _positions(pixels: np.ndarray, near: Any, far: Any, side: int) -> np.ndarray
     with np.errstate(divide='ignore', invalid='ignore'):
         relative = (pixels.astype(np.float32) + half - near) / (far - near) * np.float32(2) - one
     relative = np.where(np.isinf(relative), np.float32(0), relative)  # a box without extent
+    relative = np.where(np.isnan(relative), np.float32(-2), relative)  # on the center of a pixel: outside of the grid
     return ((relative + one) * np.float32(side) - one) / np.float32(2)
 
 
@@ -392,7 +407,7 @@ class _OnnxRuntime:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = threads, 3
+        options.intra_op_num_threads, options.log_severity_level = threads, 4  # errors are raised, too
         # Memory that is kept for images of other sizes doubles the peak, and does not save time.
         options.enable_cpu_mem_arena = options.enable_mem_pattern = False
         self.session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
@@ -442,6 +457,10 @@ def _open(path: Path, runtime: str | None, threads: int) -> Any:
     if path.suffix not in READS:
         raise PredictorError(f'{path} must be a file that `mmplugin export` wrote: NAME.onnx, or NAME.xml of OpenVINO')
     _require_file(path)
+    if path.suffix == '.onnx':
+        _require_one_file(path)
+    elif (weights := path.with_suffix('.bin')).exists():
+        _require_file(weights)
     able = READS[path.suffix]
     if runtime is not None and runtime not in able:
         raise PredictorError(f"the runtime '{runtime}' cannot run {path}; allowed: {', '.join(able)}")
@@ -453,7 +472,19 @@ def _open(path: Path, runtime: str | None, threads: int) -> Any:
         return RUNTIMES[installed[0]](path, threads)
     except Exception as error:  # runtimes raise errors of their own
         problem = str(error).strip().splitlines() or [type(error).__name__]
-        raise PredictorError(f'{installed[0]} cannot read {path}; export it again ({problem[-1]})') from error
+        raise PredictorError(f'{installed[0]} cannot read {path}; export it again ({problem[-1]:.300})') from error
+
+
+def _require_one_file(path: Path) -> None:
+    """Refuse an ONNX file whose tensors lie in other files: it could name any file of this machine."""
+    with path.open('rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        position = content.find(b'location')
+        while position >= 0:
+            if IN_ANOTHER_FILE.search(content[max(0, position - 16) : position]):
+                raise PredictorError(
+                    f'{path} keeps tensors in other files, which `mmplugin export` never does; export it again'
+                )
+            position = content.find(b'location', position + 1)
 
 
 def _read_metadata(text: str | None, path: Path) -> dict[str, Any]:
@@ -464,7 +495,7 @@ def _read_metadata(text: str | None, path: Path) -> dict[str, Any]:
             'model with that command'
         )
     try:
-        metadata = json.loads(text)
+        metadata = json.loads(text) if len(text) <= MOST_TEXT else {}
         found = metadata['format']
         kind, takes = metadata['kind'], metadata['input']
     except (ValueError, TypeError, KeyError, RecursionError) as error:
@@ -481,7 +512,43 @@ def _read_metadata(text: str | None, path: Path) -> dict[str, Any]:
         )
     if missing := [name for name in REQUIRED if name not in metadata]:
         raise PredictorError(f'the metadata of {path} are damaged: no {", ".join(missing)}; export it again')
+    if wrong := [name for name, right in _checks(metadata).items() if not right]:
+        raise PredictorError(f'the metadata of {path} are damaged: {", ".join(wrong)}; export it again')
     return metadata
+
+
+def _checks(metadata: dict[str, Any]) -> dict[str, bool]:
+    """Return for each entry of the metadata whether its value is one that the export writes."""
+    classes, threshold = metadata['classes'], metadata.get('mask_threshold')
+    rule = metadata['resize'] if isinstance(metadata['resize'], dict) else {}
+    keys = sorted(rule)
+    return dict(
+        kind=metadata['kind'] in KINDS,
+        classes=isinstance(classes, list)
+        and 0 < len(classes) <= MOST_CLASSES
+        and all(isinstance(name, str) and len(name) <= LONGEST_NAME for name in classes),
+        size=_is_size(metadata['size']),
+        min_size=_is_size(metadata['min_size']),
+        dynamic=isinstance(metadata['dynamic'], bool),
+        logits=isinstance(metadata['logits'], bool),
+        resize=(keys == ['fit'] and _is_size(rule['fit']) and (metadata['dynamic'] or rule['fit'] == metadata['size']))
+        or (keys == ['long', 'short'] and bool(metadata['dynamic']) and all(map(_is_length, rule.values()))),
+        resizes=isinstance(metadata.get('resizes', False), bool),
+        full_masks=isinstance(metadata.get('full_masks', False), bool),
+        mask_threshold=metadata['kind'] != 'masks' or (isinstance(threshold, int | float) and -1 <= threshold <= 1),
+    )
+
+
+def _is_size(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(isinstance(side, int) and not isinstance(side, bool) and 1 <= side <= LARGEST for side in value)
+    )
+
+
+def _is_length(value: Any) -> bool:
+    return isinstance(value, int | float) and 1 <= value <= 1e9
 
 
 @dataclass(frozen=True, eq=False)
@@ -521,7 +588,7 @@ class Predictor:
         self._run = _open(self.file, runtime, threads)
         self.runtime: str = self._run.name
         self.metadata = _read_metadata(self._run.metadata, self.file)
-        self.classes = tuple(map(str, self.metadata['classes']))
+        self.classes = tuple(map(_printable, self.metadata['classes']))
         self.is_segmentation = self.metadata['kind'] == 'classes'
         self.has_masks = self.metadata['kind'] == 'masks'
 
@@ -546,6 +613,8 @@ class Predictor:
         pixels = read_image(path) if path is not None else as_bgr(image)
         rows, columns = pixels.shape[:2]
         height, width = self._target(rows, columns, path or f'an array of {"x".join(map(str, pixels.shape))}')
+        if self.metadata.get('resizes'):
+            return Prepared(pixels, path, dict(image=pixels))
         resized = resize(pixels, height, width)
         if not self.metadata['dynamic']:
             padded = np.zeros((*self.metadata['size'], 3), np.uint8)
@@ -564,6 +633,10 @@ class Predictor:
         height, width = int(rows * factor + 0.5), int(columns * factor + 0.5)
         if min(height, width) < 1:
             raise PredictorError(f'{name} cannot be resized for the model: {columns}x{rows} pixels are too narrow')
+        if max(height, width) > LARGEST:
+            raise PredictorError(
+                f'{name} becomes {width}x{height} pixels, but files take up to {LARGEST}; cut it into tiles'
+            )
         short, long = self.metadata['min_size']
         if self.metadata['dynamic'] and (min(height, width) < short or max(height, width) < long):
             raise PredictorError(
@@ -574,7 +647,17 @@ class Predictor:
 
     def predict(self, prepared: Prepared) -> Prediction:
         """Run the file."""
-        found = self._run(prepared.inputs)
+        try:
+            found = self._run(prepared.inputs)
+        except Exception as error:  # runtimes raise errors of their own
+            problem = str(error).strip().splitlines() or [type(error).__name__]
+            raise PredictorError(
+                f'{self.file} cannot be run by {self.runtime}; export it again ({problem[-1]:.300})'
+            ) from error
+        if wrong := self._wrong_result(found, *prepared.image.shape[:2]):
+            raise PredictorError(
+                f'{self.file} returns {wrong}, which no file of `mmplugin export` does; export it again'
+            )
         if self.is_segmentation:
             class_map = found['logits'].argmax(0) if self.metadata['logits'] else found['classes']
             kind = np.uint8 if len(self.classes) <= IGNORED else np.uint16
@@ -583,9 +666,45 @@ class Predictor:
         boxes, masks = found['boxes'][chosen], None
         if self.has_masks:
             height, width = prepared.image.shape[:2]
-            masks = paste_masks(found['masks'][chosen], boxes, height, width, self.metadata['mask_threshold'])
+            if len(boxes) * height * width > MOST_MASK_BYTES:
+                raise PredictorError(
+                    f'{prepared.path or "an array"}: {len(boxes)} masks of {width}x{height} pixels take more than '
+                    f'{MOST_MASK_BYTES >> 30} GiB; use a higher score, or cut the image into tiles'
+                )
+            masks = found['masks'][chosen]
+            if not self.metadata.get('full_masks'):
+                masks = paste_masks(masks, boxes, height, width, self.metadata['mask_threshold'])
         scores, labels = found['scores'][chosen], found['labels'][chosen]
         return Prediction(prepared.image, self.classes, prepared.path, boxes, scores, labels, masks)
+
+    def _wrong_result(self, found: dict[str, np.ndarray], rows: int, columns: int) -> str | None:
+        """Return what is wrong with the arrays of an image, in words."""
+        names = ['boxes', 'scores', 'labels', *(['masks'] if self.has_masks else [])]
+        if self.is_segmentation:
+            names = ['logits' if self.metadata['logits'] else 'classes']
+        if missing := [name for name in names if name not in found]:
+            return f'no {", ".join(missing)}'
+        arrays = [found[name] for name in names]
+        count = len(arrays[1]) if len(names) > 1 and arrays[1].ndim else 0
+        shapes: dict[str, list] = dict(boxes=[(count, 4)], scores=[(count,)], labels=[(count,)])
+        shapes |= dict(classes=[(rows, columns)], logits=[(len(self.classes), rows, columns)])
+        shapes['masks'] = [(count, side, side) for side in arrays[-1].shape[1:2] if 0 < side <= LARGEST_GRID]
+        kinds = dict(labels='iu', classes='iu')
+        if self.metadata.get('full_masks'):
+            shapes['masks'], kinds['masks'] = [(count, rows, columns)], 'b'
+        for name, array in zip(names, arrays, strict=True):
+            are_labels = name in ('labels', 'classes')
+            if array.dtype.kind not in kinds.get(name, 'f') or array.shape not in shapes[name]:
+                return f'{name} of {"x".join(map(str, array.shape)) or "one number"} and type {array.dtype}'
+            if are_labels and array.size and not 0 <= array.min() <= array.max() < len(self.classes):
+                return f'{name} of classes that it does not have'
+            if name == 'boxes' and not (np.abs(array) <= FARTHEST).all():
+                return 'boxes far outside of the image'
+            if not np.isfinite(array).all():
+                return f'{name} that are not numbers'
+            if name in ('scores', 'masks') and array.size and not -0.001 <= array.min() <= array.max() <= 1.001:
+                return f'{name} that are not probabilities'
+        return f'{count} objects in one image' if count > MOST_OBJECTS else None
 
 
 # Images and videos of a command line
@@ -903,10 +1022,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _Command(options).run()
     except PredictorError as error:
-        sys.stderr.write(f'{error}\n')
+        sys.stderr.write(_printable(f'{error}\n', keep='\n'))
         return 2
     except OSError as error:
-        sys.stderr.write(f'--out-dir {options.out_dir} cannot be written to: {error.strerror or error}\n')
+        reason = error.strerror or error
+        sys.stderr.write(_printable(f'--out-dir {options.out_dir} cannot be written to: {reason}') + '\n')
         return 2
 
 
@@ -933,7 +1053,7 @@ class _Command:
 
     def run(self) -> int:
         """Predict everything, and print what was found."""
-        sys.stdout.write(f'{self.predictor.file} on {self.predictor.runtime}\n')
+        sys.stdout.write(_printable(f'{self.predictor.file} on {self.predictor.runtime}') + '\n')
         self.folder.mkdir(parents=True, exist_ok=True)
         writer = coco_writer if self.format == 'coco' else mask_writer
         stopped = False
@@ -985,7 +1105,7 @@ class _Command:
         lines += [f'{unit} {found}' if found else 'no objects found', f'Results: {self.folder}']
         if self.failures:
             lines += [f'Not read: {len(self.failures)}', *(f'  {failure}' for failure in self.failures)]
-        sys.stdout.write('\n'.join(lines) + '\n')
+        sys.stdout.write(_printable('\n'.join(lines), keep='\n') + '\n')
 
 
 if __name__ == '__main__':

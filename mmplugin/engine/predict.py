@@ -29,7 +29,7 @@ from mmplugin.engine.window import Window
 from mmplugin.engine.work_dir import prepare_folder
 from mmplugin.errors import UserError
 from mmplugin.files import reason
-from mmplugin.text import duration, some
+from mmplugin.text import duration, printable, some
 
 STOPPED = 130  # exit code of Ctrl-C
 LINE_EVERY = 20.0  # seconds between two lines of progress without a terminal
@@ -118,7 +118,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     for problem in [] if isinstance(predictor, ExportedPredictor) else predictor.fit.problems():
         console.print(f'[bold]Not loaded:[/bold] {escape(problem)}', soft_wrap=True)
     classes = escape(some(predictor.classes, 6))
-    console.print(f'{escape(str(model.checkpoint))} on {predictor.device}, classes: {classes}', soft_wrap=True)
+    checkpoint = escape(printable(str(model.checkpoint)))
+    console.print(f'{checkpoint} on {predictor.device}, classes: {classes}', soft_wrap=True)
     run = _Run()
     try:
         with ExitStack() as files:
@@ -321,8 +322,8 @@ def _report(run: _Run, folder: Path, console: Console, is_segmentation: bool) ->
     rate = run.images / max(run.seconds, 1e-9)
     console.print(f'{run.images} images in {duration(run.seconds)}, {rate:.2f} per second', soft_wrap=True)
     console.print(escape(f'{unit} {found}' if found else 'no objects found'), soft_wrap=True)
-    console.print(escape(f'Results: {folder}'), soft_wrap=True)
+    console.print(escape(printable(f'Results: {folder}')), soft_wrap=True)
     if run.failures:
         console.print(f'[bold]Not read: {len(run.failures)}[/bold]')
         for failure in run.failures:
-            console.print(escape(f'  {failure}'), soft_wrap=True)
+            console.print(escape(printable(f'  {failure}')), soft_wrap=True)

@@ -1,6 +1,7 @@
 """The predictor of exported files: equal to that of checkpoints, needs numpy and Pillow only, and names mistakes."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -159,8 +160,8 @@ def test_an_image_reaches_the_file_resized_and_padded(files, monkeypatch):
     assert np.array_equal(run(image).class_map, image[..., 0])
     assert run(Image.fromarray(image[..., ::-1])).names == run(files / 'images/a.png').names
     monkeypatch.setitem(sys.modules, 'cv2', None)
-    found = run(np.kron(image, np.ones((2, 4, 1), np.uint8))).class_map  # 96x256 becomes 24x64
-    assert found.shape == SIZE
+    found = run.prepare(np.kron(image, np.ones((2, 4, 1), np.uint8))).inputs['image']  # 96x256 becomes 24x64
+    assert found.shape == (*SIZE, 3)
     assert found[:24].any()
     assert not found[24:].any()
 
@@ -312,6 +313,145 @@ def spoil(path: Path, text: str = '', **changes) -> None:
     content = json.loads(entry.value) | changes
     entry.value = text or json.dumps({key: value for key, value in content.items() if value is not None})
     onnx.save(model, path)
+
+
+NAN = float('nan')
+
+
+@pytest.mark.parametrize(
+    ('name', 'values'),
+    [
+        ('kind', ['nonsense', 5, []]),
+        ('classes', [5, {}, [], 'ab', [1, 2], [['a']], ['x' * 2000], ['x'] * 200_000]),
+        (
+            'size',
+            [5, [48], [-5, 64], [0, 64], ['a', 'b'], [NAN, 64], [48.5, 64], [1 << 40, 1], [10**400, 1], SIZE[::-1]],
+        ),
+        ('min_size', [5, [], ['a', 1], [NAN, 1], [-1, 32]]),
+        ('resize', [5, [], 'fit', {}, dict(fit=5), dict(fit=[48]), dict(fit=[10**6, 64]), dict(long=64, short=48)]),
+        ('dynamic', ['x', 1]),
+        ('logits', ['x', 1]),
+        ('mask_threshold', ['x', NAN, 10**400, []]),
+    ],
+)
+def test_metadata_that_no_export_writes_are_refused(name, values, tmp_path):
+    for value in values:
+        path = mask_file(tmp_path / 'x.onnx')
+        spoil(path, **{name: value})
+        with pytest.raises(PredictorError, match=rf'the metadata of .*x.onnx are damaged: .*{name}'):
+            Predictor(path)
+    for rule in (dict(long=NAN, short=5), dict(long='a', short=5), dict(long=10**400, short=5), dict(long=5)):
+        path = mask_file(tmp_path / 'x.onnx')
+        spoil(path, dynamic=True, resize=rule)
+        with pytest.raises(PredictorError, match=r'the metadata of .*x.onnx are damaged: resize'):
+            Predictor(path)
+
+
+def test_a_file_does_not_choose_how_much_memory_an_image_takes(tmp_path):
+    path = mask_file(tmp_path / 'x.onnx')
+    spoil(path, dynamic=True, resize=dict(long=100_000, short=100_000))
+    with pytest.raises(
+        PredictorError, match='an array of 48x64x3 becomes 100000x75000 pixels, but files take up to 8192'
+    ):
+        Predictor(path)(np.zeros((48, 64, 3), np.uint8))
+    spoil(path, '[' + '{},' * 3_000_000 + '{}]')
+    with pytest.raises(PredictorError, match=r'the metadata of .*x.onnx are damaged; export it again'):
+        Predictor(path)
+
+
+ONE = dict(
+    boxes=np.array([[2, 3, 30, 40]], np.float32),
+    scores=np.array([0.9], np.float32),
+    labels=np.array([1]),
+    masks=np.full((1, 28, 28), 0.5, np.float32),
+)
+
+
+@pytest.mark.parametrize(
+    ('name', 'values'),
+    [
+        ('boxes', [np.zeros((2, 4), np.float32), np.array(1.0), np.array([['a'] * 4], object),
+                   *(np.full((1, 4), value, np.float32) for value in (NAN, np.inf, 1e30))]),
+        ('scores', [np.zeros(2, np.float32), np.array(1.0), np.array([NAN]), np.array([5.0]), np.array([True])]),
+        ('labels', [np.array([-1]), np.array([2]), np.array([1 << 40]), np.array([1.0]), np.array(1)]),
+        ('masks', [np.zeros((1, 28, 5), np.float32), np.zeros((1, 0, 0), np.float32), np.full((1, 2, 2), NAN),
+                   np.zeros((1, 600, 600), np.float32), np.full((1, 2, 2), 7.0), np.zeros((1, 1, 28, 28), np.float32)]),
+        ('classes', [np.zeros((3, 3), np.uint8), np.zeros((*SIZE, 1), np.uint8), np.zeros(SIZE, np.float32),
+                     np.full(SIZE, 2, np.uint8), np.full(SIZE, -1), np.full(SIZE, 'x', object), np.array(0)]),
+        ('logits', [np.zeros((2, 3, 3), np.float32), np.zeros((5, *SIZE), np.float32), np.zeros((0, *SIZE), np.float32),
+                    np.full((2, *SIZE), NAN, np.float32)]),
+    ],
+)  # fmt: skip
+def test_results_that_no_export_returns_are_refused(name, values, tmp_path):
+    for value in [None, *values]:
+        kind = 'masks' if name in ONE else 'classes'
+        outputs = (ONE if name in ONE else {}) | {name: value}
+        if value is None:
+            outputs = {('other' if key == name else key): part for key, part in outputs.items()}
+        path, classes = tmp_path / 'x.onnx', ('cat', 'dog')
+        more = dict(mask_threshold=0.5) if name in ONE else dict(logits=name == 'logits')
+        write_file(path, kind, outputs, classes=classes, **more)
+        with pytest.raises(PredictorError, match=r'x.onnx returns .*, which no file of `mmplugin export` does'):
+            Predictor(path)(np.zeros((*SIZE, 3), np.uint8))
+    assert cli.main(['predict', str(path), str(MODULE.parents[2] / 'docs/images'), '--out-dir', str(tmp_path)]) == 2
+
+
+def test_a_file_that_takes_something_else_is_one_message(tmp_path):
+    path = mask_file(tmp_path / 'x.onnx')
+    model = onnx.load(path)
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    onnx.save(model, path)
+    with pytest.raises(PredictorError, match=r'x.onnx cannot be run by onnxruntime .*; export it again'):
+        Predictor(path)(np.zeros((*SIZE, 3), np.uint8))
+
+
+@pytest.mark.parametrize('overlong', [False, True])
+def test_tensors_in_other_files_are_refused(overlong, tmp_path):
+    (tmp_path / 'secret').write_bytes(bytes(64))
+    path = mask_file(tmp_path / 'x.onnx')
+    model = onnx.load(path)
+    tensor = model.graph.initializer.add(name='t', dims=[8], data_type=onnx.TensorProto.UINT8)
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key='location', value='../../../../../../etc/passwd')
+    content = model.SerializeToString()
+    if overlong:  # the same message, with a length of two bytes in place of one
+        tensor.external_data[0].key = 'locationX'
+        content = model.SerializeToString().replace(b'\x09locationX', b'\x88\x00location')
+    path.write_bytes(content)
+    assert onnx.load(path, load_external_data=False).graph.initializer[-1].external_data[0].key == 'location'
+    with pytest.raises(PredictorError, match=r'x.onnx keeps tensors in other files'):
+        Predictor(path)
+
+
+def test_a_pipe_beside_an_openvino_file_is_not_waited_for(tmp_path):
+    (tmp_path / 'x.xml').write_text('<net/>')
+    os.mkfifo(tmp_path / 'x.bin')
+    with pytest.raises(PredictorError, match=r'x.bin is not a regular file'):
+        Predictor(tmp_path / 'x.xml')
+
+
+def test_no_control_characters_of_a_file_reach_the_terminal(files, tmp_path, capfd):
+    path = mask_file(tmp_path / 'x.onnx')
+    spoil(path, classes=['\x1b[31mred\x07', 'b\nc'])
+    (tmp_path / 'bad\x1b[31m.jpg').write_bytes(b'no image')
+    paths = [
+        str(path),
+        str(files / 'images/a.png'),
+        str(tmp_path / 'bad\x1b[31m.jpg'),
+        '--out-dir',
+        str(tmp_path / 'out'),
+    ]
+    assert predictor.main(paths) == 0
+    assert cli.main(['predict', *paths]) == 0
+    spoil(path, format='\x1b[31m')
+    assert predictor.main(paths) == 2
+    model = onnx.load(path)
+    model.graph.node.append(onnx.helper.make_node('No\x1b[31m', ['image'], ['x']))  # an error that onnxruntime logs
+    onnx.save(model, path)
+    assert predictor.main(paths) == 2
+    printed = ''.join(capfd.readouterr())
+    assert 'red' in printed
+    assert all(character.isprintable() or character == '\n' for character in printed)
 
 
 @pytest.mark.parametrize(
