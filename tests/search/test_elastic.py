@@ -4,7 +4,6 @@ import random
 
 import pytest
 import torch
-from torch import nn
 
 from mmplugin.backbones import FAMILIES
 from mmplugin.errors import UserError
@@ -134,15 +133,6 @@ def test_sorted_channels_compute_the_same(family):
     with torch.no_grad():
         for i, (ours, theirs) in enumerate(zip(ordered(x), large(x), strict=True)):
             torch.testing.assert_close(ours, theirs[:, pools.indices(f'width.{i}', order)], rtol=1e-8, atol=1e-8)
-
-
-def test_a_neck_on_padded_maps_is_a_neck_without_these_channels():
-    torch.manual_seed(0)
-    conv, y = nn.Conv2d(24, 16, 3, padding=1).double(), torch.rand(1, 16, 9, 7).double()
-    narrow = nn.Conv2d(16, 16, 3, padding=1).double()
-    narrow.load_state_dict(dict(weight=conv.weight[:, :16], bias=conv.bias))
-    padded = torch.cat([y, torch.zeros(1, 8, 9, 7)], 1)
-    torch.testing.assert_close(conv(padded), narrow(y), rtol=0, atol=1e-12)
 
 
 def test_the_output_norm_of_v1_sees_only_the_channels_of_the_sub_network():
