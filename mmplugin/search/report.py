@@ -183,12 +183,18 @@ def kept_by_layer(family: str, start: str | dict, trace: Sequence[Mapping[str, A
 def path_plot(
     trace: Sequence[Mapping[str, Any]], target_ms: float | None, published: Mapping[str, float] = MappingProxyType({})
 ) -> bytes:
-    """Plot loss over measured latency, with a line at the target, and marks at the latencies of published networks."""
-    figure, axes = new_axes('Loss over measured latency', 'ms')
-    ms = [record.get('measured') or record.get('cost', trace[0]['measured']) for record in trace]
-    losses = [record.get('supernet_loss', record['loss']) for record in trace]
+    """Plot loss over latency, with a line at the target, and marks at the latencies of published networks.
+
+    Networks that were not measured have their predicted latency; without a prediction, they are omitted.
+    """
+    figure, axes = new_axes('Loss over latency', 'ms')
+    latencies = [record.get('measured') or record.get('cost') for record in trace]
+    found = [
+        (ms, record.get('supernet_loss', record['loss'])) for ms, record in zip(latencies, trace, strict=True) if ms
+    ]
+    ms, losses = zip(*found, strict=True)
     axes.plot(ms, losses, marker='o', color=COLOR, label='path of the search')
-    for name, i in {'start': 0, 'result': len(trace) - 1}.items():
+    for name, i in {'start': 0, 'result': len(found) - 1}.items():
         if name == 'start' or i:
             place = (ms[i], losses[i])
             axes.annotate(name, place, (0, 8), textcoords='offset points', ha='center', color=INK, fontsize=9)

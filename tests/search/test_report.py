@@ -8,7 +8,7 @@ from mmengine.config import Config
 
 from mmplugin.backbones import FAMILIES
 from mmplugin.search import Budget
-from mmplugin.search.report import SearchReport, kept_by_layer, prune_report, rounds_table, write_report
+from mmplugin.search.report import SearchReport, kept_by_layer, path_plot, prune_report, rounds_table, write_report
 from mmplugin.search.result import Result
 from mmplugin.search.space import sizes_of
 
@@ -85,6 +85,14 @@ def test_the_report_is_one_file_that_works_offline(tmp_path):
     assert elements.open == []
     for words in ('14.5 ms of 15.0 ms & loss 1.2', 'mmplugin search <b>', 'a machine', '"widths": [32, 48, 96, 176]'):
         assert words in elements.text
+
+
+def test_networks_without_a_latency_are_not_on_the_path(monkeypatch):
+    monkeypatch.setattr('mmplugin.search.report.png', lambda figure: figure)
+    unmeasured = {key: value for key, value in TRACE[1].items() if key not in ('cost', 'measured')}
+    predicted = {key: value for key, value in TRACE[1].items() if key != 'measured'}
+    for trace, wanted in (((TRACE[0], unmeasured, TRACE[2]), [20.0, 14.5]), ((TRACE[0], predicted), [20.0, 17.0])):
+        assert list(path_plot(trace, 15.0).axes[0].lines[0].get_xdata()) == wanted
 
 
 def test_a_search_without_rounds_has_a_report(tmp_path):
