@@ -18,7 +18,6 @@ from .subnet import family_of
 from .task import Task
 
 ROUND = 0.1  # share of the start's cost that a round removes
-SCORES = ('taylor', 'magnitude', 'random')
 RECALIBRATION = 16  # batches for the statistics of norms that train
 Cost = Callable[[dict[str, Any]], float]  # of an explicit arch
 
@@ -62,9 +61,17 @@ def space_of(model: Any) -> Space:
     backbone = model.backbone
     family, arch = family_of(backbone), backbone.settings
     built = backbone.num_stages
-    missing = [size for size in sizes_of(family, arch) if size[-1:].isdigit() and int(size.split('.')[1]) >= built]
+    missing = [size for size in sizes_of(family, arch) if (stage := _stage_of(size)) is not None and stage >= built]
     fixed = [*missing, *([] if knows_neck(model) else ['width'])]
     return Space.below(family, arch, fixed)
+
+
+def _stage_of(size: str) -> int | None:
+    """Return the stage that a size belongs to, if it belongs to one."""
+    kind, _, place = size.partition('.')
+    if not place:
+        return None
+    return int(place.split('.')[0]) + (kind in ('downsample', 'merge'))  # these start the next stage
 
 
 def blocks_of(arch: Mapping[str, Any]) -> list[tuple[int, int]]:
@@ -109,10 +116,6 @@ class Pruner:
     def arch(self) -> dict[str, Any]:
         """The explicit arch of the model as it is."""
         return self.space.start
-
-    def smallest_cost(self) -> float:
-        """Return the cost of the smallest network."""
-        return self.cost(self.space.smallest())
 
     def state(self) -> tuple[Any, ...]:
         """Return what ``restore_`` needs to undo a round."""

@@ -162,7 +162,7 @@ class Space:
         sizes, todo = sizes_of(self.family, self.start), True
         while todo:
             todo = False
-            for size in list(sizes):
+            for size in reversed(list(sizes)):  # the blocks that stay are the first ones, which have no attention
                 while size in self.actions(sizes):
                     sizes, todo = self.actions(sizes)[size], True
         return self.arch(sizes)
@@ -170,13 +170,3 @@ class Space:
     def arch(self, sizes: Mapping[str, int]) -> dict[str, Any]:
         """Return the explicit arch with these sizes."""
         return arch_with(self.family, self.start, sizes)
-
-    def contains(self, arch: str | dict) -> bool:
-        """Return whether an arch has the blocks of the start and none of its sizes is larger."""
-        explicit = FAMILIES[self.family].explicit(arch)
-        same = all(explicit[key] == value for key, value in self.start.items() if key in FIXED_KEYS)
-        own = sizes_of(self.family, self.start)
-        return same and all(n <= own.get(size, 0) for size, n in sizes_of(self.family, explicit).items())
-
-
-FIXED_KEYS = ('depths', 'attention_blocks', 'heads', 'kernels')
