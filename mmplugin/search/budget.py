@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from mmplugin.errors import UserError
 
 MIB = 2**20
+CLOSE = 0.05  # share of the target by which the measured latency may differ
 
 
 @dataclass

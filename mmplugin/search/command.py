@@ -18,11 +18,13 @@ from mmplugin.search.other_archs import family_of, start_from
 
 METHODS = ('joint', 'slim', 'prune')  # of EfficientFormerV2, EfficientFormer and EfficientViT
 DEFAULT_METHODS = {'v1': 'slim', 'v2': 'joint', 'evit': 'prune'}
-JOINT_ONLY = ('steps', 'exact', 'targets', 'grow')
+SUPERNET_ONLY = ('steps', 'exact', 'targets', 'grow')
 SIZE = (512, 512)
 # What the built-in sets of --mini are tested at, by whether the config is for segmentation.
 MINI_SIZES = {False: (192, 224), True: (160, 160)}
-PRUNE_ONLY = (*JOINT_ONLY, 'checkpoint', 'start', 'recover', 'images', 'resume', 'latency_table', 'probes')
+SEARCH_ONLY = (
+    *SUPERNET_ONLY, 'method', 'by', 'checkpoint', 'start', 'recover', 'images', 'resume', 'latency_table', 'probes',
+)  # fmt: skip
 TARGETS = tuple(quantity.option for quantity in QUANTITIES.values())
 
 
@@ -63,7 +65,7 @@ def parse(argv: Sequence[str], prog: str | None = None) -> argparse.Namespace:
     add('--grow', action='store_true',
         help='start from a larger network: attention in all blocks of stages 3 and 4, and expansions of 4 (v2, joint)')
     add('--images', type=positive, metavar='N', help='training images that networks are compared on')
-    add('--by', choices=('importance', 'latency'), default='latency',
+    add('--by', choices=('importance', 'latency'),
         help='order of pruning: loss per latency gained (the default), or loss alone')
     add('--seed', type=_count, default=0, metavar='N', help='of the search; default: 0')
     add('--resume', action='store_true', help='continue the search in the work folder')
@@ -135,11 +137,10 @@ def _check(options: argparse.Namespace) -> None:
         )
     if options.latency_table and not options.latency_table.is_file():
         raise UserError(f'--latency-table {options.latency_table} is not a file; omit it to measure a table')
-    if options.rank_only:
-        ignored = [name for name in PRUNE_ONLY if getattr(options, name) not in (None, False)]
-        if ignored:
-            words = ', '.join(name.upper() if name == 'checkpoint' else _flag(name) for name in ignored)
-            raise UserError(f'--rank-only measures networks with random weights, and has no use for {words}; omit it')
+    if options.latency_table and not options.targets and not options.target_latency_ms:
+        raise UserError('--latency-table has no use without a latency to reach: add --target-latency, or omit it')
+    if options.rank_only and (words := _given(options, SEARCH_ONLY)):
+        raise UserError(f'--rank-only measures networks with random weights, and has no use for {words}; omit it')
 
 
 def _choose_method(options: argparse.Namespace, family: str) -> None:
@@ -150,22 +151,25 @@ def _choose_method(options: argparse.Namespace, family: str) -> None:
         raise UserError(
             f'--launcher {options.launcher}: --method {options.method} runs in one process; omit --launcher'
         )
-    allowed = {'joint': JOINT_ONLY, 'slim': ('steps', 'targets'), 'prune': ()}[options.method]
-    unused = [name for name in JOINT_ONLY if name not in allowed and getattr(options, name) not in (None, False)]
-    if unused:
-        words = ', '.join(map(_flag, unused))
-        raise UserError(f'--method {options.method} has no use for {words}; omit it, or add --method joint')
+    allowed = {'joint': SUPERNET_ONLY, 'slim': ('steps', 'targets'), 'prune': ('by',)}[options.method]
+    if words := _given(options, [name for name in (*SUPERNET_ONLY, 'by') if name not in allowed]):
+        other = 'joint' if options.method == 'prune' or not options.by else 'prune'
+        raise UserError(f'--method {options.method} has no use for {words}; omit it, or add --method {other}')
+    options.by = options.by or 'latency'
 
 
-def _flag(name: str) -> str:
-    return '--' + name.replace('_', '-')
+def _given(options: argparse.Namespace, names: Sequence[str]) -> str:
+    """Return which of some options are given."""
+    flags = {'checkpoint': 'CHECKPOINT', 'start': '--from'}
+    given = [name for name in names if getattr(options, name) is not None and getattr(options, name) is not False]
+    return ', '.join(flags.get(name, '--' + name.replace('_', '-')) for name in given)
 
 
 def budget_of(options: argparse.Namespace) -> Budget:
     """Return the budget of the command line."""
     values = {name: getattr(options, f'target_{name}') for name in QUANTITIES}
-    if options.targets:  # the hardest one decides what is refused
-        values['latency_ms'] = min(options.targets, key=QUANTITIES['latency_ms'].parse)
+    if options.targets:  # one of them stands for all: there is a budget for latency
+        values['latency_ms'] = options.targets[0]
     return Budget.from_options(*values.values())
 
 

@@ -14,6 +14,7 @@ from mmplugin.search.timing import CLOCKS
 
 MODES = ('eager', 'fused', 'compiled', 'fused+compiled')
 PROBES = 'probes'  # the mode of a table of another device
+FUNCTION = 'function'  # the clock of a table for which nothing was timed
 MACHINE = ('processor', 'torch')  # must be those of the machine on which a table is used
 NOTES = ('date', 'rounds', 'seed')  # describe a measurement, but do not limit its use
 
@@ -73,7 +74,7 @@ class Conditions:
             device=device,
             processor=processor_name(device),
             torch=torch.__version__,
-            clock=clock if isinstance(clock, str) else 'function',
+            clock=clock if isinstance(clock, str) else FUNCTION,
             rounds=rounds,
             seed=seed,
             date=datetime.date.today().isoformat(),
@@ -105,7 +106,7 @@ def check_conditions(conditions: Conditions) -> None:
         raise UserError(f'size is {conditions.size[0]}x{conditions.size[1]}; both sides must be {least} or more')
     if conditions.mode not in MODES:
         raise UserError(f'mode is {conditions.mode!r}; allowed: {", ".join(MODES)}')
-    if conditions.clock not in (*CLOCKS, 'function'):
+    if conditions.clock not in (*CLOCKS, FUNCTION):
         raise UserError(f'clock is {conditions.clock!r}; allowed: {", ".join(CLOCKS)}')
     for name in ('batch', 'threads'):
         if getattr(conditions, name) < 1:

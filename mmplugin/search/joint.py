@@ -9,6 +9,7 @@ import copy
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,15 @@ from torch import nn
 from mmplugin.convert import checkpoint_io
 from mmplugin.errors import UserError
 
-from .budget import QUANTITIES, Budget
+from .budget import CLOSE, QUANTITIES, Budget
 from .elastic import ElasticBackbone
 from .elastic_space import ElasticSpace, State
 from .evaluate import Evaluator
 from .greedy import Greedy, Step
 from .latency import LatencyTable
 from .prune import RECALIBRATION, Settings
-from .result import TRACE, Found, Result, read_trace, write_trace
-from .run import CLOSE, Run, summary
+from .result import TRACE, Found, Result, summary, write_trace
+from .run import Run
 from .shared import SharedMeter, from_main
 from .supernet import elastic_space_of, extracted, sort_
 
@@ -40,6 +41,23 @@ SUPERNET = '.supernet.pth'
 Trace = list[dict[str, Any]]
 
 
+@dataclass
+class Progress:
+    """How far a search is.
+
+    Args:
+        trace: A record per action.
+        way: What the search knew before the first action for the current target, and after each one.
+        misses: Measurements that missed the current target.
+        done: Targets that are reached.
+    """
+
+    trace: Trace
+    way: list[dict[str, Any]]
+    misses: int = 0
+    done: int = 0
+
+
 class JointRun(Run):
     """The joint search of size and speed."""
 
@@ -47,11 +65,10 @@ class JointRun(Run):
     meter_class = SharedMeter
     space_: ElasticSpace
     evaluator: Evaluator
+    targets: list[tuple[Path, dict[str, float]]]  # folder and limits, the easiest one first
 
     def _search(self, state: dict[str, Any] | None) -> Result:
         self._prepare_backbone_()
-        self.space_ = self._make_space()
-        self._check_reachable(self.space_.arch(self.space_.smallest()))
         trace = [self._start_record()]
         if not state and is_main_process():
             write_trace(self.folder / TRACE, trace)
@@ -64,21 +81,22 @@ class JointRun(Run):
             self.space_, self.space_.largest(), self.evaluator, costs, self.limits, self.is_exact, 1 - CLOSE,
             ahead=get_world_size(),
         )  # fmt: skip
-        self.found: list[Found] = []
-        targets, done = self._targets(), 0
+        progress = Progress(trace, [copy.deepcopy(greedy.memory())])
         if state and 'greedy' in state:
             memory = json.loads(state['greedy'])
-            greedy.remember(memory)
+            progress = Progress(**memory['progress'])
+            greedy.remember(progress.way[-1])
             self.batches_used = memory['batches_used']
-            trace, done = read_trace(self.folder / TRACE)[: memory['records']], min(memory['done'], len(targets) - 1)
             if latency := self.predictors.get('latency_ms'):
                 latency.factor, latency.rest = memory['latency']
-            self.say(f'resumed after {len(trace) - 1} actions')
-        for number, (folder, limits) in enumerate(targets):
-            if number >= done:
-                self.found.append(self._reach(greedy, limits, trace, folder, number))
+            self.say(f'resumed after {len(progress.trace) - 1} actions')
+        for folder, limits in self.targets[progress.done :]:
+            result = self._reach(greedy, limits, progress, folder)
+            progress = Progress(progress.trace, progress.way[-1:], done=progress.done + 1)
+            if progress.done < len(self.targets):
+                self._save_greedy(progress)
         (self.folder / SUPERNET).unlink(missing_ok=True)
-        return self.found[-1].result
+        return result
 
     def say(self, text: str) -> None:
         """Print a line of progress."""
@@ -94,13 +112,21 @@ class JointRun(Run):
 
         self.table = from_main(table)
 
-    def _prepare_backbone_(self) -> None:
-        backbone, batch = self.task.model.backbone, self.task.batch_size
-        if backbone.frozen_stages >= 0:
+    def _check_model(self) -> None:
+        frozen = self.task.model.backbone.frozen_stages
+        if frozen >= 0:
             raise UserError(
-                f'frozen_stages is {backbone.frozen_stages}, but a supernet trains all stages; add --cfg-options '
+                f'frozen_stages is {frozen}, but a supernet trains all stages; add --cfg-options '
                 'model.backbone.frozen_stages=-1, or use --method prune'
             )
+
+    def _check_budget(self) -> None:
+        self.space_, self.targets = self._make_space(), self._targets()
+        self.limits = self.targets[-1][1]  # the hardest ones
+        self._check_reachable(self.space_.arch(self.space_.smallest()))
+
+    def _prepare_backbone_(self) -> None:
+        backbone, batch = self.task.model.backbone, self.task.batch_size
         if backbone.norm_eval:
             backbone.norm_eval = False
             self.say('norm_eval is off in the search: each sub-network needs norm statistics of its own')
@@ -175,33 +201,33 @@ class JointRun(Run):
             checkpoint_io.write(self.folder / SUPERNET, content, force=True)
             self._write_state({})
 
-    def _reach(self, greedy: Greedy, limits: dict[str, float], trace: Trace, folder: Path, number: int) -> Found:
+    def _reach(self, greedy: Greedy, limits: dict[str, float], progress: Progress, folder: Path) -> Result:
         """Slim until all limits are met, and write the network that is found."""
         greedy.limits = self.limits = dict(limits)
-        memories, misses = [greedy.memory()], 0
+        trace, way = progress.trace, progress.way
         while True:
             while step := greedy.step():
                 trace.append(self._record(step, len(trace), greedy.state))
-                memories.append(greedy.memory())
-                self._save_greedy(greedy, trace, number)
+                way.append(copy.deepcopy(greedy.memory()))
+                self._save_greedy(progress)
             network = extracted(self.task.model, self.space_, greedy.state)
             arch = self.space_.arch(greedy.state)
             measured = self.start.latency_ms * self.meter.ratio(network)
             latency, limit = self.predictors.get('latency_ms'), limits.get('latency_ms')
-            if not latency or not limit or misses == MISSES:
+            if not latency or not limit or progress.misses == MISSES:
                 break
             predicted = latency(arch)
             too_slow, too_fast = measured > limit * (1 + CLOSE / 2), measured < limit * (1 - CLOSE)
-            if not too_slow and not (too_fast and len(memories) > 1):
+            if not too_slow and not (too_fast and len(way) > 1):
                 break
-            misses += 1
+            progress.misses += 1
             latency.correct(arch, measured)
             self.say(f'measured {measured:.3g} ms, predicted {predicted:.3g}, target {limit:.3g}: the search goes on')
-            while too_fast and len(memories) > 1 and not greedy.unmet():
-                memories.pop()
+            while too_fast and len(way) > 1 and not greedy.unmet():
+                way.pop()
                 trace.pop()
-                greedy.remember(memories[-1])
-        return self._finish(greedy, network, measured, limits, trace, folder, number)
+                greedy.remember(way[-1])
+        return self._finish(greedy, network, measured, limits, trace, folder)
 
     def _record(self, step: Step, number: int, state: State) -> dict[str, Any]:
         costs = dict(step.costs)
@@ -222,9 +248,8 @@ class JointRun(Run):
         return record | costs
 
     def _finish(
-        self, greedy: Greedy, network: nn.Module, measured: float, limits: dict[str, float], trace: Trace,
-        folder: Path, number: int,
-    ) -> Found:  # fmt: skip
+        self, greedy: Greedy, network: nn.Module, measured: float, limits: dict[str, float], trace: Trace, folder: Path
+    ) -> Result:
         """Train a network that was found for some steps, and write it."""
         options, task = self.options, self.task
         recover = RECOVER if options.recover is None else options.recover
@@ -249,9 +274,9 @@ class JointRun(Run):
         if is_main_process():
             folder.mkdir(parents=True, exist_ok=True)
             result.save(folder)
-        self._save_greedy(greedy, trace, number + 1)
+            self.report(Found(folder, result, Budget(**dict[str, Any](limits)), self.space_.kept(greedy.state)))
         barrier()
-        return Found(folder, result, Budget(**dict[str, Any](limits)), self.space_.kept(greedy.state))
+        return result
 
     def _uniform(self, greedy: Greedy) -> float | None:
         """Return the loss of the widest network of equal width and depth shares that costs as little."""
@@ -271,17 +296,16 @@ class JointRun(Run):
         finally:
             self.task.model = supernet
 
-    def _save_greedy(self, greedy: Greedy, trace: Trace, done: int) -> None:
+    def _save_greedy(self, progress: Progress) -> None:
         if not is_main_process():
             return
         latency = self.predictors.get('latency_ms')
-        memory = greedy.memory() | dict(
-            records=len(trace),
-            done=done,
+        memory = dict(
+            progress=vars(progress),
             batches_used=self.batches_used,
             latency=[latency.factor, latency.rest] if latency else [],
         )
-        write_trace(self.folder / TRACE, trace)
+        write_trace(self.folder / TRACE, progress.trace)
         self._write_state(dict(greedy=json.dumps(memory)))
 
     def _identity(self) -> dict[str, Any]:

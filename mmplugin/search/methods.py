@@ -4,6 +4,7 @@ import argparse
 import copy
 import shlex
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from mmplugin.engine.work_dir import locked, prepare_folder
 from mmplugin.errors import UserError
 
 from .budget import Budget
+from .conditions import FUNCTION, PROBES
 from .joint import JointRun
 from .latency import LatencyTable
 from .prune_run import PruneRun
 from .report import prune_report, write_report
-from .result import STATE, Result
+from .result import STATE, Found, Result
 from .run import START, Run
 from .slim import SlimRun
 from .space import Space
@@ -63,9 +65,22 @@ def search(
     if chosen['method'] not in METHODS:
         raise UserError(f'method is {chosen["method"]!r}; allowed: {", ".join(METHODS)}')
     if table:
-        chosen['size'] = options.get('size') or table.conditions.size
+        chosen |= {name: value for name, value in _options_of(table).items() if name not in options}
     with locked(cfg.work_dir):
-        return METHODS[chosen['method']](cfg, argparse.Namespace(**chosen), budget, table, space).run()
+        if not chosen['resume']:
+            _remove_state(Path(cfg.work_dir))
+        result = METHODS[chosen['method']](cfg, argparse.Namespace(**chosen), budget, table, space).run()
+        _remove_state(Path(cfg.work_dir))
+        return result
+
+
+def _options_of(table: LatencyTable) -> dict[str, Any]:
+    """Return the options with which a search measures as its table was measured."""
+    conditions = table.conditions
+    names = ['size', 'batch']
+    if conditions.mode != PROBES:
+        names += ['mode', 'device', 'threads', *([] if conditions.clock == FUNCTION else ['clock'])]
+    return {name: getattr(conditions, name) for name in names}
 
 
 def run_search(cfg: Config, options: argparse.Namespace, budget: Budget) -> int:
@@ -81,19 +96,18 @@ def run_search(cfg: Config, options: argparse.Namespace, budget: Budget) -> int:
             _remove_state(folder)
         barrier()
         run = METHODS[options.method](cfg, options, budget)
-        result = run.run()
         if is_main_process():
-            for place, own, limits, kept in _networks(run, result, budget):
-                write_report(place / 'report.html', prune_report(own, options, limits, run.published, kept))
-                _show(own, place, ' --mini' if options.mini else '')
+            run.report = partial(_report, run)
+        run.run()
+        if is_main_process():
             _remove_state(folder)
     return 0
 
 
-def _networks(run: Run, result: Result, budget: Budget) -> list[tuple[Path, Result, Budget, Any]]:
-    if isinstance(run, JointRun):
-        return [(found.folder, found.result, found.budget, found.kept) for found in run.found]
-    return [(run.folder, result, budget, None)]
+def _report(run: Run, found: Found) -> None:
+    report = prune_report(found.result, run.options, found.budget, run.published, found.kept)
+    write_report(found.folder / 'report.html', report)
+    _show(found.result, found.folder, ' --mini' if run.options.mini else '')
 
 
 def _remove_state(folder: Path) -> None:

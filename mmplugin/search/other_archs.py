@@ -9,6 +9,7 @@ from mmengine.config import Config
 
 from mmplugin.backbones import FAMILIES, DenseBackbone
 from mmplugin.benchmark.sizes import ARCHS
+from mmplugin.engine.initial_weights import NONE, set_weights_
 from mmplugin.errors import UserError
 
 START = 'start'  # name of a network that is none of the published ones
@@ -127,7 +128,7 @@ def start_from(cfg: Config, options: argparse.Namespace) -> Config:
     Its backbone starts from random weights, unless ``--weights`` or a checkpoint give others.
     """
     backbone = cfg.model.backbone
-    family, weights = family_of(backbone), backbone.get('init_cfg') if options.weights else None
+    family, weights = family_of(backbone), backbone.get('init_cfg')
     cls = FAMILIES[family]
     if options.start:
         if options.start not in cls.ARCHS:
@@ -139,7 +140,9 @@ def start_from(cfg: Config, options: argparse.Namespace) -> Config:
         if family != 'v2':
             raise UserError('--grow is for configs of v2: other families have no attention to add; use --from')
         cfg.model.backbone.arch = grown(cfg.model.backbone['arch'])
-    cfg.model.backbone.init_cfg = weights
+    cfg.model.backbone.init_cfg = weights if options.weights else None
+    if not options.weights and not options.checkpoint:
+        set_weights_(cfg, NONE)
     return cfg
 
 

@@ -8,11 +8,12 @@ from torch import nn
 
 from mmplugin.errors import UserError
 
-from .budget import QUANTITIES
+from .budget import CLOSE, QUANTITIES
 from .narrow import readers_of
-from .prune import Pruner, Round, Settings
-from .result import TRACE, Result, read_trace, write_trace
-from .run import CLOSE, Run, summary
+from .prune import Pruner, Round, Settings, space_of
+from .result import TRACE, Found, Result, read_trace, summary, write_trace
+from .run import Run
+from .space import Space
 from .subnet import arguments_of
 
 RECOVER = 40
@@ -24,19 +25,26 @@ class PruneRun(Run):
     """Parameter reallocation of EfficientViT, see ``Pruner``."""
 
     method = 'prune'
+    extra = 0  # rounds after which the prediction met a target
+    undone = 0  # rounds that were repeated
+
+    def _own_space(self) -> Space:
+        own = space_of(self.task.model)
+        if self.space and self.space.start != own.start:
+            raise UserError(f'the space starts from {self.space.start}, but the config from {own.start}')
+        return self.space or own
+
+    def _check_budget(self) -> None:
+        self._check_reachable(self._own_space().smallest())
 
     def _search(self, state: dict[str, Any] | None) -> Result:
         options = self.options
         recover = RECOVER if options.recover is None else options.recover
         settings = Settings(recover=recover, by_latency=options.by == 'latency')
         pruner = Pruner(self.task, next(iter(self.predictors.values())), settings)
-        if self.space:
-            if self.space.start != pruner.space.start:
-                raise UserError(f'the space starts from {self.space.start}, but the config from {pruner.space.start}')
-            pruner.space = self.space
+        pruner.space = self._own_space()
         pruner.batches_used = self.batches_used
         trace = [self._start_record()]
-        self._check_reachable(pruner.space.smallest())
         if state:
             trace = self._restore_(pruner, state)
         self._rounds_(pruner, trace)
@@ -46,26 +54,30 @@ class PruneRun(Run):
         text = summary(figures, self.start, self.limits, losses, self.published_that_fit(), how)
         result = Result(self.cfg, self.task.model, self.task.dataset.metainfo, text, trace)
         result.save(self.folder)
+        self.report(Found(self.folder, result, self.budget))
         return result
 
     def _rounds_(self, pruner: Pruner, trace: Trace) -> None:
         """Prune until all limits are met, and append a record per round to the trace."""
-        extra, undone = 0, 0
-        while (goal := self._goal(trace[-1])) and extra <= EXTRA_ROUNDS:
+        while (goal := self._goal(trace[-1])) and self.extra <= EXTRA_ROUNDS:
             limit = self.limits[goal]
             pruner.aim_(self.predictors[goal], getattr(self.start, goal))
             before = pruner.state()
             record = pruner.round(limit)
+            if not record.actions:
+                pruner.restore_(before)
+                self.say(f'nothing is left to remove that reduces {QUANTITIES[goal].name}: the search ends')
+                break
             record.measured = self.start.latency_ms * self.meter.ratio(self.task.model)
-            if goal == 'latency_ms' and record.measured < limit * (1 - CLOSE) and undone < EXTRA_ROUNDS:
+            if goal == 'latency_ms' and record.measured < limit * (1 - CLOSE) and self.undone < EXTRA_ROUNDS:
                 # Too many groups left: the table is wrong here, so it is set right at both ends of the round.
-                undone += 1
+                self.undone += 1
                 ends = (trace[-1]['arch'], trace[-1]['measured']), (pruner.arch, record.measured)
                 self.predictors[goal].pass_through(*ends)
                 pruner.restore_(before)
                 self.say(f'round {record.number} is repeated: {record.measured:.3g} ms is less than needed')
                 continue
-            extra += record.cost <= limit
+            self.extra += record.cost <= limit
             figures = self.meter.figures(self.task.model, record.measured)
             record.params, record.macs = figures.params, figures.macs
             if 'latency_ms' in self.predictors:
@@ -85,7 +97,8 @@ class PruneRun(Run):
         self._write_state(
             dict(
                 state_dict=self.task.model.state_dict(), arch=json.dumps(pruner.arch), rounds=pruner.rounds,
-                batches_used=pruner.batches_used, latency=[latency.factor, latency.rest] if latency else [],
+                batches_used=pruner.batches_used, extra=self.extra, undone=self.undone,
+                latency=[latency.factor, latency.rest] if latency else [],
             )
         )  # fmt: skip
 
@@ -102,6 +115,7 @@ class PruneRun(Run):
         model.load_state_dict(state['state_dict'])
         pruner.space = pruner.space.at(arch)
         pruner.rounds, pruner.batches_used = state['rounds'], state['batches_used']
+        self.extra, self.undone = state['extra'], state['undone']
         if latency := self.predictors.get('latency_ms'):
             latency.factor, latency.rest = state['latency']
         trace = read_trace(self.folder / TRACE)[: state['rounds'] + 1]

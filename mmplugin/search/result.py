@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ from mmengine.config import Config
 from mmplugin.convert import checkpoint_io
 from mmplugin.errors import UserError
 from mmplugin.files import atomic_write, require_file
+from mmplugin.text import some
 
-from .budget import Budget
+from .budget import CLOSE, QUANTITIES, Budget, Figures
 from .subnet import arguments_of
 
 TRACE, STATE = 'trace.jsonl', '.state.pth'
@@ -86,12 +87,19 @@ class Result:
 
 @dataclass(frozen=True)
 class Found:
-    """A network for one target, where it was written, and what is kept of each size of the start."""
+    """A network for one target.
+
+    Args:
+        folder: Where it was written.
+        result: The network.
+        budget: The target.
+        kept: What is kept of each size of the start; it follows from the actions of a pruning if None.
+    """
 
     folder: Path
     result: Result
     budget: Budget
-    kept: Mapping[str, tuple[int, int]]
+    kept: Mapping[str, tuple[int, int]] | None = None
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -115,3 +123,43 @@ def read_trace(path: Path) -> list[dict[str, Any]]:
         raise UserError(
             f'--resume: {path} cannot be read ({error}); start the search again without --resume'
         ) from error
+
+
+def summary(
+    figures: Figures,
+    start: Figures,
+    limits: dict[str, float],
+    losses: tuple[float, float],
+    published: Sequence[str] = (),
+    how: str = 'measured',
+) -> str:
+    """Return the result in one or two sentences, which can be negative.
+
+    Args:
+        figures: Of the result, measured.
+        start: Of the start.
+        limits: What was aimed at.
+        losses: Of the start, and of the result.
+        published: Published networks that meet the limits, too.
+        how: Where the latency comes from.
+    """
+    parts = []
+    for name, limit in limits.items():
+        value, text = getattr(figures, name), QUANTITIES[name].format
+        missed = value > limit * (1 + CLOSE)
+        source = f'({how})' if name == 'latency_ms' else QUANTITIES[name].name
+        parts.append(f'{text(value)} of {text(limit)} {source}{" MISSED" if missed else ""}')
+    before, after = losses
+    latency = '' if 'latency_ms' in limits else f'{figures.latency_ms:.1f} ms, '
+    found = (
+        f'{", ".join(parts)}; {latency}{figures.params / 1e6:.2f} M parameters, loss {after:.3f}. The start has '
+        f'{start.latency_ms:.1f} ms, {start.params / 1e6:.2f} M and {before:.3f}.'
+    )
+    if after > before * (1 + CLOSE):
+        found += f' The loss rose by {after / before - 1:.0%}: train the result, or search with more --recover steps.'
+    if published:
+        found += (
+            f' {some(published)} {"meets" if len(published) == 1 else "meet"} the budget, too, by prediction: train '
+            'one next to the result before you choose.'
+        )
+    return found

@@ -2,9 +2,11 @@
 
 import argparse
 import copy
+import hashlib
+import json
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,23 +19,26 @@ from rich.console import Console
 from mmplugin.backbones import FAMILIES
 from mmplugin.benchmark.measure import Settings as Timing
 from mmplugin.convert import checkpoint_io
+from mmplugin.data.seeded_sampler import seed_everything
 from mmplugin.engine import weights
 from mmplugin.errors import UserError
+from mmplugin.hooks.layer_scale import LayerScaleHook, set_layer_scales_
 from mmplugin.hooks.warm_start import WarmStartHook
 from mmplugin.text import duration, some
 
-from .budget import QUANTITIES, Budget, Figures
+from .budget import CLOSE, QUANTITIES, Budget, Figures
 from .conditions import PROBES
 from .latency import LatencyTable
-from .result import STATE, TRACE, read_trace
+from .result import STATE, TRACE, Found, read_trace
 from .space import Space
 from .subnet import family_of
+from .table_io import check_here
 from .task import Task
 from .whole import Meter, ParameterCounter, TableMeter, WholeCount, WholeLatency, backbone_macs
 
 IMAGES, START_STEPS = 64, 150
-CLOSE = 0.05  # share of the target by which the measured latency may differ
 TABLE, START = 'latency.json', '.start.pth'
+TABLE_ROUNDS = 12  # at least, of the networks of a table
 
 
 class Run:
@@ -56,6 +61,7 @@ class Run:
     predictors: dict[str, Any]  # for each limit: a function from an arch to what the whole model costs
     published: dict[str, dict[str, float]]  # networks of the family, what each costs by prediction
     batches_used: int  # of the training stream, for the start
+    report: Callable[[Found], None] = staticmethod(lambda found: None)  # called with each network when it is written
 
     def __init__(
         self,
@@ -81,12 +87,27 @@ class Run:
         options = self.options
         if self.cfg.model.backbone.get('with_cp'):
             raise UserError('a search cannot use with_cp=True; add --cfg-options model.backbone.with_cp=False')
+        if not self.quantities:
+            raise UserError('there is no budget: give a latency, parameters or MACs')
+        if 'memory' in self.quantities:
+            raise UserError(f'--method {self.method} cannot aim at memory; use --target-latency, -params or -macs')
         state = self._read_state() if options.resume else None
         self.task = Task(self.cfg, options.images or IMAGES, options.seed, options.device)
-        self._take_table()  # first: a machine that is too busy is noticed before anything is trained
-        self.batches_used = self._load_or_train_start(state)
-        self._measure_start(state)
+        self._check_model()
+        has_start = self._load_start(state)
+        self._take_table()
+        self._measure_start(state)  # its weights do not matter
+        self._check_budget()
+        if not has_start:
+            self._train_start()
         return self._search(state)
+
+    def _check_model(self) -> None:
+        """Refuse a model that the method cannot use, before anything is measured or trained."""
+
+    def _check_budget(self) -> None:
+        """Refuse a budget that no network of the space meets, before anything is trained."""
+        raise NotImplementedError
 
     def _search(self, state: dict[str, Any] | None) -> Any:
         raise NotImplementedError
@@ -107,51 +128,65 @@ class Run:
         return self.table is not None and self.table.conditions.mode == PROBES
 
     def _take_table(self) -> None:
-        if self.table or 'latency_ms' not in self.quantities:
+        if 'latency_ms' not in self.quantities:
             return
-        options, family = self.options, family_of(self.task.model.backbone)
-        own, conditions = self.folder / TABLE, dict(family=family, size=tuple(options.size), mode=options.mode)
+        options, family, own = self.options, family_of(self.task.model.backbone), self.folder / TABLE
+        conditions: dict[str, Any] = dict(family=family, size=tuple(options.size), threads=torch.get_num_threads())
+        conditions |= {name: getattr(options, name) for name in ('mode', 'batch', 'device', 'clock')}
         path = options.latency_table or (own if options.resume and own.is_file() else None)
-        if path:
+        if self.table:
+            check_here(self.table.conditions, 'the latency table', conditions)
+        elif path:
             self.table = LatencyTable.load(path, **conditions)
-            if self.is_elsewhere and options.of != 'backbone':
-                raise UserError(f'{path} has times of backbones on another device: add --of backbone')
-            self.say(f'latency table: {self.table.check()}')
         else:
             self.table = self._measured_table(family)
-            self.say(f'latency table: {self.table.check()}')
-            self.table.save(own)
+        if self.is_elsewhere and options.of != 'backbone':
+            raise UserError('the latency table has times of backbones on another device: add --of backbone')
+        self.say(f'latency table: {self.table.check()}')
+        self.table.save(own)
 
     def _measured_table(self, family: str) -> LatencyTable:
         options = self.options
         self.say(f'measuring the latency of the parts of {family} networks at {options.size[0]}x{options.size[1]}')
         return LatencyTable.measure(
             family, tuple(options.size), options.mode, around=self.settings, batch=options.batch,
-            threads=options.threads, device=options.device, seed=options.seed, clock=options.clock,
+            threads=options.threads, device=options.device, rounds=max(TABLE_ROUNDS, options.rounds),
+            seed=options.seed, clock=options.clock,
         )  # fmt: skip
 
-    def _load_or_train_start(self, state: dict[str, Any] | None) -> int:
-        """Load or train the start; return how many training batches that took."""
-        task, path = self.task, self.folder / START
+    def _load_start(self, state: dict[str, Any] | None) -> bool:
+        """Load the start, if it was trained before."""
+        model, path = self.task.model, self.folder / START
         checkpoint = self.options.checkpoint or self.cfg.get('load_from')
         if checkpoint:
-            content = checkpoint_io.read(checkpoint, self.options.trust)
-            weights.load_exactly(task.model, weights.state_dict_of(content, checkpoint), checkpoint)
-            return 0
-        if state and path.is_file():
-            weights.load_exactly(task.model, weights.state_dict_of(checkpoint_io.read(path), path), path)
-            return START_STEPS
+            content, self.batches_used = checkpoint_io.read(checkpoint, self.options.trust), 0
+        elif state and path.is_file():
+            checkpoint, content, self.batches_used = path, checkpoint_io.read(path), START_STEPS
+        else:
+            return False
+        weights.load_exactly(model, weights.state_dict_of(content, checkpoint), checkpoint)
+        return True
+
+    def _train_start(self) -> None:
+        """Train and keep the start."""
+        task = self.task
         self.say(f'no CHECKPOINT: the start is trained for {START_STEPS} steps first')
-        for hook in self.cfg.get('custom_hooks') or []:
-            if hook.get('type') == 'WarmStartHook':
-                arguments = {key: value for key, value in hook.items() if key != 'type'}
-                preprocessor = task.model.data_preprocessor
-                WarmStartHook(**arguments).pretrain_(task.model.backbone, preprocessor.mean, preprocessor.std)
+        seed_everything(task.seed)
+        for hook in self._hooks(LayerScaleHook):
+            set_layer_scales_(task.model.backbone, hook.value)
+        for hook in self._hooks(WarmStartHook):
+            preprocessor = task.model.data_preprocessor
+            hook.pretrain_(task.model.backbone, preprocessor.mean, preprocessor.std)
         losses = list(task.train(0, START_STEPS))
+        self.batches_used = START_STEPS
         self.say(f'start: loss {losses[0]:.3f} -> {statistics.mean(losses[-10:]):.3f}')
         if is_main_process():
-            checkpoint_io.write(path, dict(state_dict=task.model.state_dict()), force=True)
-        return START_STEPS
+            checkpoint_io.write(self.folder / START, dict(state_dict=task.model.state_dict()), force=True)
+
+    def _hooks(self, kind: type) -> list[Any]:
+        """Return the hooks of a class that the config has."""
+        hooks = [dict(hook) for hook in self.cfg.get('custom_hooks') or []]
+        return [kind(**hook) for hook in hooks if hook.pop('type') == kind.__name__]
 
     def _measure_start(self, state: dict[str, Any] | None) -> None:
         """Set the meter, the figures of the start, the limits and the predictors."""
@@ -173,11 +208,12 @@ class Run:
         self.start = self.meter.figures(model, start_ms)
         budget = self.budget.of_start(self.start)
         self.limits = budget.limits()
-        if 'memory' in self.limits:
-            raise UserError(f'--method {self.method} cannot aim at memory; use --target-latency, -params or -macs')
         if not budget.unmet(self.start):
             costs = ', '.join(QUANTITIES[name].format(getattr(self.start, name)) for name in self.limits)
-            raise UserError(f'the budget ({budget}) is met already: the start has {costs}. Start from a larger network')
+            raise UserError(
+                f'the budget ({budget}) is met already: the start has {costs}. Use a smaller budget, or start from a '
+                'larger network: --from'
+            )
         self._set_predictors(rest_ms)
         self.published = self._predict_published()
 
@@ -209,11 +245,13 @@ class Run:
         for name, predict in self.predictors.items():
             least, limit, quantity = predict(smallest), self.limits[name], QUANTITIES[name]
             if least > limit * (1 + CLOSE):
+                is_whole = self.options.of == 'model'
+                rest = f': neck and head alone take {quantity.format(predict.rest)}' if is_whole else ''
+                ways = ['a larger target', *([] if name == 'params' else ['a smaller --size'])]
+                ways += ['--of backbone', 'a config with a smaller head'] if is_whole else ['another family']
                 raise UserError(
                     f'the smallest network of this space takes about {quantity.format(least)} of {quantity.name} here, '
-                    f'and the target is {quantity.format(limit)}: neck and head alone take '
-                    f'{quantity.format(predict.rest)}. Use a smaller --size, --of backbone, or a config with a smaller '
-                    'head'
+                    f'and the target is {quantity.format(limit)}{rest}. Use {", ".join(ways[:-1])}, or {ways[-1]}'
                 )
 
     def _predict_published(self) -> dict[str, dict[str, float]]:
@@ -237,10 +275,17 @@ class Run:
 
     def _identity(self) -> dict[str, Any]:
         """Return what a search that is resumed must share with its beginning."""
-        names = ('seed', 'size', 'batch', 'mode', 'of', 'by', 'recover', 'images', 'device')
+        names = (
+            'seed', 'size', 'batch', 'mode', 'of', 'by', 'recover', 'images', 'device', 'threads', 'clock',
+            'checkpoint', 'latency_table',
+        )  # fmt: skip
+        settings = {key: value for key, value in self.cfg.to_dict().items() if key not in ('work_dir', 'launcher')}
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:8]
         return {name: str(getattr(self.options, name)) for name in names} | dict(
-            budget=str(self.budget), method=self.method
-        )
+            budget=str(self.budget), method=self.method,
+            config=f'{Path(self.cfg.filename or "").stem} with settings {digest}',
+            fixed=str(self.space and sorted(self.space.fixed)),
+        )  # fmt: skip
 
     def _write_state(self, content: dict[str, Any]) -> None:
         """Write what ``--resume`` continues from."""
@@ -253,47 +298,12 @@ class Run:
             return None
         content: dict[str, Any] = dict(checkpoint_io.read(path))
         saved, own = content.get('identity') or {}, self._identity()
-        if differing := [f'{key}: {own[key]}, there {saved.get(key)}' for key in own if saved.get(key) != own[key]]:
+        differing = [
+            f'{key}: {some([own[key]])}, there {some([saved.get(key)])}' for key in own if saved.get(key) != own[key]
+        ]
+        if differing:
             raise UserError(
-                f'--resume: {self.folder} has another search ({"; ".join(differing)}); use its options, or '
-                'another --work-dir'
+                f'--resume: {self.folder} has another search ({"; ".join(differing)}); use its options, or another '
+                '--work-dir'
             )
         return content
-
-
-def summary(
-    figures: Figures,
-    start: Figures,
-    limits: dict[str, float],
-    losses: tuple[float, float],
-    published: Sequence[str] = (),
-    how: str = 'measured',
-) -> str:
-    """Return the result in one or two sentences, which can be negative.
-
-    Args:
-        figures: Of the result, measured.
-        start: Of the start.
-        limits: What was aimed at.
-        losses: Of the start, and of the result.
-        published: Published networks that meet the limits, too.
-        how: Where the costs come from.
-    """
-    parts = []
-    for name, limit in limits.items():
-        value, text = getattr(figures, name), QUANTITIES[name].format
-        missed = value > limit * (1 + CLOSE)
-        parts.append(f'{text(value)} of {text(limit)} ({how}){" MISSED" if missed else ""}')
-    before, after = losses
-    found = (
-        f'{", ".join(parts)}; {figures.params / 1e6:.2f} M parameters, loss {after:.3f}. The start has '
-        f'{start.latency_ms:.1f} ms, {start.params / 1e6:.2f} M and {before:.3f}.'
-    )
-    if after > before * (1 + CLOSE):
-        found += f' The loss rose by {after / before - 1:.0%}: train the result, or search with more --recover steps.'
-    if published:
-        found += (
-            f' {some(published)} {"meets" if len(published) == 1 else "meet"} the budget, too, by prediction: train '
-            'one next to the result before you choose.'
-        )
-    return found

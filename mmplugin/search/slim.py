@@ -35,15 +35,18 @@ class SlimSpace(ElasticSpace):
 
     Args:
         importance: Of each block, as ``block.STAGE.BLOCK``.
+        attention: Blocks with attention in the network of the config.
     """
 
     importance: Mapping[str, float] = field(default_factory=dict)
+    attention: int = 0
 
     @classmethod
     def of(cls, space: ElasticSpace) -> 'SlimSpace':
         """Return the space below the network of another space, in which all blocks of the last stage have attention."""
         start = dict(space.start, attention_blocks=space.start['depths'][LAST])
-        return cls(space.family, start, space.fixed, space.ratio_step, space.least_ratio)
+        attention = space.start['attention_blocks']
+        return cls(space.family, start, space.fixed, space.ratio_step, space.least_ratio, attention=attention)
 
     def largest(self) -> State:
         """Return the state of the largest network."""
@@ -73,6 +76,10 @@ class SlimSpace(ElasticSpace):
             chosen.append(min(widths, key=lambda size: self.of_stage(state, int(size.split('.')[1]))))
         return {size: found[size] for size in chosen}
 
+    def uniform(self, share: float) -> State:
+        """Return the state of the network of the config, whose widths and depths are this share of its own."""
+        return super().uniform(share) | {f'attention.{LAST}': self.attention}
+
     def of_stage(self, state: Mapping[str, float], stage: int) -> float:
         """Return the sum of the importance of the blocks that a stage still has."""
         return sum(self.importance[f'block.{stage}.{j}'] for j in self.blocks(state)[stage])
@@ -84,12 +91,15 @@ class SlimRun(JointRun):
     method = 'slim'
     space_: SlimSpace
 
-    def _make_space(self) -> SlimSpace:
+    def _check_model(self) -> None:
+        super()._check_model()
         family = family_of(self.task.model.backbone)
         if family != 'v1':
             raise UserError(f'--method slim is the method of v1, and this config is of {family}; use joint or prune')
         if self.task.model.backbone.num_stages <= LAST:
             raise UserError('--method slim needs all four stages: remove out_indices from model.backbone')
+
+    def _make_space(self) -> SlimSpace:
         return SlimSpace.of(elastic_space_of(self.task.model))
 
     @property

@@ -8,7 +8,7 @@ from typing import Any
 
 from mmplugin.errors import UserError
 from mmplugin.files import atomic_write, reason, require_file
-from mmplugin.search.conditions import MACHINE, PROBES, Conditions, differences, processor_name
+from mmplugin.search.conditions import FUNCTION, MACHINE, PROBES, Conditions, differences, processor_name
 from mmplugin.search.fitted import FittedModel, InSituModel
 from mmplugin.search.latency import CheckRow, LatencyTable, refuse_seconds
 from mmplugin.search.parts import Part, parts_of
@@ -44,7 +44,7 @@ def read_table(cls: type[LatencyTable], path: Path, expected: dict[str, Any]) ->
         table = read_probes(path)
     else:
         table = _read_json(cls, path)
-    _check_here(table.conditions, path, expected)
+    check_here(table.conditions, str(path), expected)
     return table
 
 
@@ -99,14 +99,17 @@ def _time(value: Any, least: float = 1e-9) -> float:
     return float(value)
 
 
-def _check_here(conditions: Conditions, path: Path, expected: dict[str, Any]) -> None:
+def check_here(conditions: Conditions, name: str, expected: dict[str, Any]) -> None:
+    """Refuse a table that is not of this machine and of the expected conditions."""
     here: dict[str, Any] = {}
     if conditions.mode != PROBES:
         import torch
 
         here = dict(processor=processor_name(conditions.device), torch=torch.__version__)
         assert set(here) == set(MACHINE)
+        if conditions.clock == FUNCTION:  # nothing was timed
+            expected = {key: value for key, value in expected.items() if key != 'clock'}
     else:  # another device, whose mode, threads and clock are what the user chose there
-        expected = {name: expected[name] for name in ('family', 'size', 'batch') if name in expected}
+        expected = {key: expected[key] for key in ('family', 'size', 'batch') if key in expected}
     if found := differences(conditions, {**here, **expected}):
-        raise UserError(f'{path} is of other conditions than wanted: {"; ".join(found)}. {MEASURE_ANEW}')
+        raise UserError(f'{name} is of other conditions than wanted: {"; ".join(found)}. {MEASURE_ANEW}')

@@ -53,6 +53,10 @@ def exit_code(*argv):
         ([CONFIG, 'no.pth', *TARGET], 'no.pth is not a file; name a checkpoint'),
         ([CONFIG, *TARGET, '--latency-table', 'no.json'], '--latency-table no.json is not a file'),
         ([CONFIG, *TARGET, '--rank-only', '--resume'], 'has no use for --resume; omit it'),
+        ([CONFIG, *TARGET, '--rank-only', '--method', 'prune'], 'has no use for --method; omit it'),
+        ([CONFIG, *TARGET, '--by', 'importance'], '--method joint has no use for --by; omit it, or add --method prune'),
+        ([CONFIG, *TARGET, '--steps', '0', '--method', 'prune'], 'has no use for --steps; omit it, or add --method jo'),
+        ([CONFIG, '--target-params', '2M', '--latency-table', __file__], 'no use without a latency to reach: add --ta'),
         (['v2_s0_imagenet', *TARGET], 'is a classifier; use a detector or segmentor, such as'),
         (['semfpn_v2_s9', *TARGET], "Config 'semfpn_v2_s9' not found"),
         ([CONFIG, *TARGET, '--cfg-options', 'model.backbone.type=ResNet'], 'is ResNet; allowed are'),
@@ -100,7 +104,9 @@ def test_a_search_may_start_from_a_larger_network_and_have_several_targets(passe
     backbone = cfg.model.backbone
     assert (backbone.arch.depths, backbone.arch.attention_blocks) == ((3, 3, 9, 6), (9, 6))
     assert (list(cfg.model.neck.in_channels), backbone.init_cfg) == ([32, 48, 120, 224], None)
-    assert (options.targets, str(budget)) == (['60%', '40%'], 'latency 40% of the start')
+    assert not backbone.get('norm_eval')  # of random weights
+    assert cfg.custom_hooks[-1].type == 'LayerScaleHook'
+    assert (options.targets, str(budget)) == (['60%', '40%'], 'latency 60% of the start')
 
 
 def command_config(name):

@@ -124,9 +124,61 @@ def test_several_targets_take_several_networks_from_one_supernet(tmp_path):
         assert arch == json.loads(json.dumps(last['arch'])) | {'drop_path_rate': 0.0} or arch == last['arch']
 
 
-def test_a_target_below_the_smallest_network_is_refused_before_the_supernet_is_trained(tmp_path):
-    with pytest.raises(UserError, match=r'smallest network of this space takes'):
-        search(tmp_path, '1%')
+@pytest.mark.slow
+def test_a_search_that_goes_back_and_is_killed_continues_with_the_same_trace(tmp_path, monkeypatch, capsys):
+    """Networks are faster than predicted: the last actions are undone. A killed search knows the way back, too."""
+    ms = Ruler.ms
+    monkeypatch.setattr(Ruler, 'ms', staticmethod(lambda model: ms(model) ** 2))
+    whole = search(tmp_path / 'whole', '80%')
+    assert 'the search goes on' in capsys.readouterr().err
+    save, saved = joint.JointRun._save_greedy, []
+
+    def stop_after_three(self, progress):
+        save(self, progress)
+        saved.append(progress.misses)
+        if len(saved) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(joint.JointRun, '_save_greedy', stop_after_three)
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path / 'killed', '80%')
+    assert saved == [0, 0, 0]
+    monkeypatch.setattr(joint.JointRun, '_save_greedy', save)
+    resumed = search(tmp_path / 'killed', '80%', resume=True)
+    assert comparable(resumed.trace) == comparable(whole.trace)
+    assert len(whole.trace) - 1 > 0
+
+
+@pytest.mark.slow
+def test_each_target_is_reported_once_also_if_the_search_was_killed_between_them(tmp_path, monkeypatch):
+    reported, save = [], joint.JointRun._save_greedy
+
+    def stop_between(self, progress):
+        save(self, progress)
+        if progress.done:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(joint.JointRun, 'report', lambda self, found: reported.append(found.folder.name))
+    with monkeypatch.context() as patch:
+        patch.setattr(joint.JointRun, '_save_greedy', stop_between)
+        with pytest.raises(KeyboardInterrupt):
+            search(tmp_path, '92%', targets=['92%', '96%'], recover=0)
+    search(tmp_path, '92%', targets=['92%', '96%'], recover=0, resume=True)
+    assert reported == ['96pct', '92pct']
+
+
+@pytest.mark.parametrize(
+    ('targets', 'message'),
+    [
+        (None, 'smallest network of this space takes'),
+        (['96%', '1.1ms'], 'smallest network of this space takes'),  # shares and milliseconds mixed
+        (['96%', '100%'], r'--targets 100% is met already'),
+    ],
+)
+def test_targets_that_make_no_sense_are_refused_before_anything_is_trained(targets, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(joint.JointRun, '_train_start', None)
+    with pytest.raises(UserError, match=message):
+        search(tmp_path, targets[0] if targets else '1%', targets=targets)
 
 
 def _one_of_two(rank, folder, root):
@@ -153,6 +205,7 @@ def test_two_processes_find_the_same_network_with_the_same_trace(whole, tmp_path
     assert all(torch.equal(value, weights[key]) for key, value in whole[0].state_dict.items())
 
 
-def test_frozen_stages_are_refused(tmp_path):
+def test_frozen_stages_are_refused_before_anything_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(joint.JointRun, '_take_table', None)
     with pytest.raises(UserError, match=r'frozen_stages is 1, but a supernet trains all stages; add --cfg-options'):
         search(tmp_path, backbone=dict(frozen_stages=1))

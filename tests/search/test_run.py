@@ -1,6 +1,7 @@
 """A whole search on eight images, without a clock: parts take what a function says."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,11 +15,13 @@ from mmplugin.convert import convert
 from mmplugin.convert.arch_of import arch_of
 from mmplugin.engine.runner import build_model
 from mmplugin.errors import UserError
-from mmplugin.search import Space, prune_run, run
+from mmplugin.search import Space, prune_run, result, run
 from mmplugin.search import search as library_search
 from mmplugin.search.budget import Budget, Figures
 from mmplugin.search.latency import LatencyTable
 from mmplugin.search.parts import parts_of
+from mmplugin.search.prune import space_of
+from mmplugin.search.space import sizes_of
 from mmplugin.search.subnet import family_of
 from mmplugin.search.whole import ParameterCounter
 
@@ -39,12 +42,13 @@ class Clockless(prune_run.PruneRun):
         return LatencyTable.measure(family, SIZE, around=self.settings, clock=part_ms(family))
 
 
-def search(family, folder, latency='70%', backbone=None, **changes):
+def search(family, folder, latency='70%', backbone=None, hooks=None, **changes):
     work = folder / 'work'
     work.mkdir(exist_ok=True, parents=True)
     cfg = Config.fromfile(tiny_config(CONFIGS[family], folder))
     cfg.work_dir = str(work)
     cfg.model.backbone.update({'arch': FEW_BLOCKS[family], **(backbone or {})})
+    cfg.custom_hooks = hooks or cfg.get('custom_hooks')
     return Clockless(cfg, options(**changes), Budget.from_options(latency=latency)).run()
 
 
@@ -62,10 +66,10 @@ def comparable(trace):
 @pytest.mark.parametrize('family', CONFIGS)
 def test_the_result_is_an_ordinary_network_that_every_tool_takes(family, tmp_path):
     whole = dict(arch='s0') if family == 'v2' else None
-    result = search(family, tmp_path, '85%', whole)
+    found = search(family, tmp_path, '85%', whole)
     work = tmp_path / 'work'
-    target = 0.85 * result.trace[0]['measured']
-    assert abs(result.trace[-1]['measured'] / target - 1) < 0.05
+    target = 0.85 * found.trace[0]['measured']
+    assert abs(found.trace[-1]['measured'] / target - 1) < 0.05
     # the backbone alone loads strictly, through init_cfg and through convert, with its note and without
     cfg = Config.fromfile(work / 'config.py')
     model = build_model(cfg)
@@ -118,9 +122,19 @@ def test_a_search_resumes_only_with_its_own_options(tmp_path, monkeypatch):
         search('v2', tmp_path)
     with pytest.raises(UserError, match=r'another search \(seed: 1, there 0; budget: .*use its options'):
         search('v2', tmp_path, resume=True, seed=1, latency='65%')
+    with pytest.raises(UserError, match=r'another search \(config: tiny with settings \w{8}, there tiny with settings'):
+        search('v2', tmp_path, resume=True, backbone=dict(arch='s0'))
 
 
-def test_budgets_that_are_met_or_cannot_be_met(tmp_path):
+def test_a_start_from_random_weights_has_open_branches(tmp_path, monkeypatch):
+    monkeypatch.setattr(prune_run.PruneRun, '_search', lambda self, state: None)
+    search('v2', tmp_path, hooks=[dict(type='LayerScaleHook', value=0.4)])
+    start = torch.load(tmp_path / 'work' / run.START)['state_dict']
+    assert float(start['backbone.stages.0.blocks.0.layer_scale_2'].mean()) == pytest.approx(0.4, abs=0.05)
+
+
+def test_budgets_that_are_met_or_cannot_be_met_are_refused_before_anything_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr(run.Run, '_train_start', None)
     with pytest.raises(UserError, match=r'is met already: the start has .* ms'):
         search('v2', tmp_path, latency='100%')
     with pytest.raises(UserError, match=r'smallest network of this space takes .* neck and head alone take 1 ms'):
@@ -137,8 +151,48 @@ def test_parameters_and_multiply_adds_are_targets_too(tmp_path):
     trace = Clockless(cfg, options(recover=0), budget).run().trace
     assert trace[-1]['params'] <= 0.85 * trace[0]['params']
     assert trace[-1]['macs'] <= 0.9 * trace[0]['macs']
-    with pytest.raises(UserError, match='cannot aim at memory'):
-        Clockless(cfg, options(recover=0), Budget(memory=1.0)).run()
+    for budget, message in ((Budget(memory=1.0), 'cannot aim at memory'), (Budget(), 'there is no budget: give')):
+        with pytest.raises(UserError, match=message):
+            Clockless(cfg, options(recover=0), budget).run()
+
+
+def test_a_target_that_turns_out_to_be_out_of_reach_ends_with_what_was_found(tmp_path, capsys):
+    """The smallest network is a little slower than the target: by less than what is refused at once."""
+    smallest = Space.below('v2', FEW_BLOCKS['v2']).smallest()
+    limit = (HEAD_MS + sum(map(part_ms('v2'), parts_of('v2', smallest)))) / 1.04
+    found = search('v2', tmp_path, f'{limit}ms', recover=0)
+    assert 'nothing is left to remove that reduces latency' in capsys.readouterr().err
+    assert all(record['actions'] for record in found.trace[1:])
+    assert 1.04 * limit <= found.trace[-1]['measured'] * (1 + 1e-6)
+
+
+def test_a_latency_table_is_used_only_under_its_own_conditions(tmp_path, monkeypatch):
+    path = tmp_path / 'table.json'
+    LatencyTable.measure('v2', SIZE, around='s0', clock=part_ms('v2')).save(path)
+    for changes, message in ((dict(batch=2), 'batch 1, wanted 2'), (dict(mode='eager'), 'mode fused, wanted eager')):
+        with pytest.raises(UserError, match=message):
+            search('v2', tmp_path, latency_table=path, **changes)
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: 77)
+    with pytest.raises(UserError, match=r'threads \d+, wanted 77'):
+        search('v2', tmp_path, latency_table=path)
+
+
+def test_rounds_are_those_of_the_table_too(monkeypatch):
+    asked = []
+    monkeypatch.setattr(LatencyTable, 'measure', lambda *_, **given: asked.append(given['rounds']))
+    for rounds in (2, 30):
+        own = SimpleNamespace(options=options(rounds=rounds), settings='s0', say=str)
+        prune_run.PruneRun._measured_table(own, 'v2')
+    assert asked == [12, 30]
+
+
+def test_stages_that_are_not_built_are_not_searched():
+    arch = dict(FEW_BLOCKS['evit'], depths=(1, 1, 1))
+    model = SimpleNamespace(backbone=FAMILIES['evit'](arch, out_indices=(0, 1)))
+    space = space_of(model)
+    found = {size for size in space.actions(sizes_of('evit', arch)) if not space.fixed & {size}}
+    assert found >= {'hidden.1.0', 'downsample.0.1', 'merge.0'}
+    assert not found & {'hidden.2.0', 'downsample.1.0', 'downsample.1.1', 'merge.1', 'key.2'}
 
 
 def test_the_library_call_measures_or_takes_a_table_and_saves(tmp_path):
@@ -146,9 +200,11 @@ def test_the_library_call_measures_or_takes_a_table_and_saves(tmp_path):
     table = LatencyTable.measure('v2', SIZE, around='s0', clock=part_ms('v2'))
     space = Space.below('v2', 's0', ['width'])
     options = dict(table=table, recover=0, images=3, rounds=2, of='backbone', work_dir=tmp_path / 'work')
-    result = library_search(cfg, Budget(shares={'latency_ms': 0.97}), space, **options)
-    assert result.arch['widths'] == [32, 48, 96, 176]
-    result.save(tmp_path / 'mine')
+    found = library_search(cfg, Budget(shares={'latency_ms': 0.97}), space, **options)
+    assert found.arch['widths'] == [32, 48, 96, 176]
+    assert {path.name for path in (tmp_path / 'work').iterdir()} >= {'latency.json', 'config.py'}
+    assert not (tmp_path / 'work' / result.STATE).exists()
+    found.save(tmp_path / 'mine')
     assert {path.name for path in (tmp_path / 'mine').iterdir()} == {
         'arch.json', 'backbone.pth', 'config.py', 'trace.jsonl', 'whole.pth',
     }  # fmt: skip
@@ -156,6 +212,8 @@ def test_the_library_call_measures_or_takes_a_table_and_saves(tmp_path):
         library_search(cfg, Budget(latency_ms=1.0), colour=1)
     with pytest.raises(UserError, match='the space starts from'):
         library_search(cfg, Budget(latency_ms=1.0), Space.below('v2', 's1'), **options)
+    with pytest.raises(UserError, match='the latency table is of other conditions than wanted: mode fused, wanted eag'):
+        library_search(cfg, Budget(latency_ms=1.0), mode='eager', **options)
 
 
 class Unlike(Ruler):
@@ -178,14 +236,16 @@ def test_a_round_that_removes_too_much_is_repeated(tmp_path, monkeypatch, capsys
 
 def test_the_summary_says_what_was_missed_and_what_else_would_do():
     start, limits = Figures(20.0, 4e6, 1e9, 0), {'latency_ms': 10.0, 'params': 2e6}
-    good = run.summary(Figures(10.2, 1.9e6, 5e8, 0), start, limits, (1.0, 1.01))
+    good = result.summary(Figures(10.2, 1.9e6, 5e8, 0), start, limits, (1.0, 1.01))
     assert good == (
-        '10.2 ms of 10 ms (measured), 1.9 M of 2 M (measured); 1.90 M parameters, loss 1.010. The start has 20.0 ms, '
+        '10.2 ms of 10 ms (measured), 1.9 M of 2 M parameters; 1.90 M parameters, loss 1.010. The start has 20.0 ms, '
         '4.00 M and 1.000.'
     )
-    bad = run.summary(Figures(11.0, 1.9e6, 5e8, 0), start, limits, (1.0, 1.2), ['v2_s0'])
+    bad = result.summary(Figures(11.0, 1.9e6, 5e8, 0), start, limits, (1.0, 1.2), ['v2_s0'])
     assert '11 ms of 10 ms (measured) MISSED' in bad
     assert 'The loss rose by 20%' in bad
+    counted = result.summary(Figures(15.0, 1.9e6, 5e8, 0), start, {'params': 2e6}, (1.0, 1.01))
+    assert counted.startswith('1.9 M of 2 M parameters; 15.0 ms, 1.90 M parameters, loss 1.010.')
     assert bad.endswith('v2_s0 meets the budget, too, by prediction: train one next to the result before you choose.')
 
 

@@ -82,6 +82,13 @@ def test_planted_importance_decides_the_three_actions():
     assert found.sources({**largest, 'block.3.1': 0, 'attention.3': 1})[3] == [0, 5]
 
 
+def test_uniform_scaling_starts_from_the_network_of_the_config():
+    found = space({})
+    assert found.arch(found.uniform(1.0)) == EfficientFormer.explicit(ARCH)
+    half = found.arch(found.uniform(0.5))
+    assert (half['attention_blocks'], half['depths']) == (1, (1, 1, 2, 2))
+
+
 def test_the_latency_decides_among_the_three_actions():
     found = space({'block.2.1': 0.5})
     saved = {'attention.3': 1.0, 'block.2.1': 4.0, 'width.1': 1.0}
@@ -172,7 +179,8 @@ def test_a_search_that_was_killed_continues_with_the_same_trace(tmp_path, monkey
     assert all(torch.equal(value, resumed.state_dict[key]) for key, value in result.state_dict.items())
 
 
-def test_other_families_are_refused(tmp_path):
+def test_other_families_are_refused_before_anything_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(slim.SlimRun, '_take_table', None)
     cfg = Config.fromfile(tiny_config('semfpn_v2_s0', tmp_path))
     cfg.work_dir = str(tmp_path)
     with pytest.raises(UserError, match='slim is the method of v1, and this config is of v2; use joint or prune'):
