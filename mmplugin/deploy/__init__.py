@@ -6,9 +6,9 @@ Nothing here is imported unless a command asks for it; the packages of the runti
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mmplugin.deploy.backbones import FORMATS, export_backbone, open_backbone
+    from mmplugin.deploy.backbones import FORMATS, export_backbone, open_backbone, require_runtime
 
-__all__ = ['FORMATS', 'export_backbone', 'open_backbone']
+__all__ = ['FORMATS', 'export_backbone', 'open_backbone', 'require_runtime']
 
 
 def __getattr__(name: str) -> Any:

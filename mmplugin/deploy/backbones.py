@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 
 import mmplugin
 from mmplugin.backbones import DenseBackbone
-from mmplugin.deploy import export
+from mmplugin.deploy import export, mobile
 from mmplugin.deploy.forms import FeatureForm
 from mmplugin.deploy.metadata import Metadata
 from mmplugin.deploy.models import Traceable, least_sides
@@ -39,6 +40,7 @@ def export_backbone(
     """
     if format not in export.PACKAGES:
         raise UserError(f"no format '{format}'; allowed: {', '.join(export.PACKAGES)}")
+    mobile.refuse_impossible(format, dynamic, image=False, int8=False)
     export.require_packages(format)
     export.write(*_program(module, size, dynamic), format, path)
 
@@ -47,7 +49,12 @@ def _program(module: nn.Module, size: Sequence[int], dynamic: bool) -> tuple[Any
     backbone = copy.deepcopy(module).eval().requires_grad_(False)
     if isinstance(backbone, DenseBackbone):
         backbone.fuse()
-    form, (height, width) = FeatureForm(backbone, None).eval(), size
+    form, (height, width), least = FeatureForm(backbone, None).eval(), size, least_sides(backbone, dynamic)
+    if min(size) < least[0] or max(size) < least[1]:
+        raise UserError(
+            f'{height}x{width}: this {"dynamic file" if dynamic else "backbone"} takes images whose short side is '
+            f'{least[0]} or more, and whose long side is {least[1]} or more; choose a larger size'
+        )
     with torch.no_grad():
         strides = [round(height / level.shape[2]) for level in form(torch.zeros(1, 3, height, width))]
     metadata = Metadata(
@@ -56,7 +63,7 @@ def _program(module: nn.Module, size: Sequence[int], dynamic: bool) -> tuple[Any
         input='tensor',
         size=(height, width),
         dynamic=dynamic,
-        min_size=least_sides(backbone, dynamic),
+        min_size=least,
         resize={'fit': [height, width]},
         versions=dict(mmplugin=mmplugin.__version__, torch=torch.__version__),
     )
@@ -77,3 +84,11 @@ def open_backbone(path: str | Path, runtime: str, threads: int = 0) -> Callable[
     """
     run = open_file(path, runtime, threads)
     return lambda tensor: list(run({'tensor': tensor}).values())
+
+
+def require_runtime(runtime: str) -> str:
+    """Return the version of a runtime; a ``UserError`` names packages that are missing to write or run its files."""
+    if runtime not in FORMATS:
+        raise UserError(f"no runtime '{runtime}'; allowed: {', '.join(FORMATS)}")
+    export.require_packages('openvino' if runtime == 'openvino' else FORMATS[runtime])
+    return version(runtime)

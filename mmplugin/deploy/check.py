@@ -198,8 +198,15 @@ def compare_features(expected: Sequence[Any], found: dict[str, np.ndarray], resu
         result.lost += not error <= FEATURE_TOLERANCE
 
 
-def prove_numbers(run: Any, runtime: str, found: Traceable) -> Proof:
-    """Compare a file with its module in PyTorch, number by number, on random inputs."""
+def prove_numbers(run: Any, runtime: str, found: Traceable, images: Sequence[torch.Tensor] | None = None) -> Proof:
+    """Compare a file with its module in PyTorch, number by number, on random inputs.
+
+    Args:
+        run: The file in a runtime.
+        runtime: Name and version of the runtime.
+        found: The module.
+        images: Normalized images of the traced size, in place of random inputs.
+    """
     proof = Proof(runtime)
     sizes = [found.metadata.size]
     if found.metadata.dynamic:
@@ -207,8 +214,8 @@ def prove_numbers(run: Any, runtime: str, found: Traceable) -> Proof:
     if found.metadata.kind != 'features':
         sizes = [(ceil_div(height, 32) * 32, ceil_div(width, 32) * 32) for height, width in sizes]
     torch.manual_seed(0)
-    for size in reversed(sizes):
-        inputs = found.random_inputs(*size)
+    given = [found.random_inputs(*size) for size in reversed(sizes)] if images is None else [[x] for x in images]
+    for inputs in given:
         arrays = {name: value.numpy() for name, value in zip(found.inputs, inputs, strict=True)}
         with torch.no_grad():
             compare_features(found.module(*inputs), run(arrays), proof.file)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmplugin.deploy import mobile
 from mmplugin.deploy.metadata import KEY, Metadata
 from mmplugin.deploy.models import Traceable
 from mmplugin.errors import UserError
@@ -30,6 +31,8 @@ PACKAGES = {
     'onnx': (('onnx', 'onnxscript', 'onnxruntime'), 'export'),
     'openvino': (('onnx', 'onnxscript', 'openvino'), 'openvino'),
     'pt2': ((), 'export'),
+    'executorch': (('executorch',), 'executorch'),
+    'coreml': (('coremltools',), 'coreml'),
 }
 
 
@@ -41,7 +44,7 @@ def require_packages(kind: str) -> None:
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
-            f'--format {kind} needs packages that are not installed ({", ".join(missing)}): '
+            f'the format {kind} needs packages that are not installed ({", ".join(missing)}): '
             f'`pip install "mmplugin[{extra}]"`'
         )
 
@@ -123,6 +126,9 @@ def write(program: Any, found: Traceable, kind: str, path: str | Path) -> None:
     path = Path(path)
     if kind == 'pt2':
         write_pt2(program, found.metadata, path)
+        return
+    if kind in mobile.FORMATS:
+        (mobile.write_executorch if kind == 'executorch' else mobile.write_coreml)(program, found, path)
         return
     target = path if kind == 'onnx' else path.with_suffix('.part.onnx')
     write_onnx(program, found.inputs, found.outputs, found.metadata, target)

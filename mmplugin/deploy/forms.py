@@ -86,6 +86,8 @@ class TensorForm(nn.Module):
 
     def forward(self, tensor: Tensor) -> tuple[Tensor, ...]:
         """Take (1, 3, H, W)."""
+        if isinstance(self.form, SemanticForm):  # without sizes that are data, which few runtimes can resize to
+            return self.form.answer(self.form.logits_of(tensor)[0])
         size = torch.scalar_tensor(0, dtype=torch.int64) + torch.tensor(tensor.shape[-2:])
         return self.form.predict(tensor, size, size)
 
@@ -122,7 +124,7 @@ class SemanticForm(Form):
 
     def predict(self, x: Tensor, valid: Tensor, original: Tensor) -> tuple[Tensor, ...]:
         """Return the class map or the logits at the size ``original``."""
-        logits = self._resize(self.head(self.features(x)), x.shape[-2:])
+        logits = self.logits_of(x)
         # integers; while tracing, symbolic ones, which int() would turn into constants
         sides: list[Any] = [side.item() for side in (*valid.unbind(), *original.unbind())]
         height, width, *size = sides
@@ -132,7 +134,14 @@ class SemanticForm(Form):
         for side in size:
             torch._check(side >= 1)
         logits = logits.narrow(2, 0, height).narrow(3, 0, width)  # padding takes no part in the second resizing
-        logits = self._resize(logits, size)[0]
+        return self.answer(self._resize(logits, size)[0])
+
+    def logits_of(self, x: Tensor) -> Tensor:
+        """Return the logits (1, classes, H, W) at the size of a normalized image."""
+        return self._resize(self.head(self.features(x)), x.shape[-2:])
+
+    def answer(self, logits: Tensor) -> tuple[Tensor]:
+        """Return the logits (classes, H, W), or the class of each pixel."""
         if self.logits:
             return (logits,)
         return (logits.argmax(0).to(torch.uint8 if len(self.classes) <= 256 else torch.int32),)

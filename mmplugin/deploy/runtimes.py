@@ -1,7 +1,9 @@
 """Files in the runtimes that run them, all behind one call: arrays by name in, arrays by name out."""
 
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 from mmplugin.errors import UserError
 
 Arrays = Mapping[str, np.ndarray]
-KNOWN = re.compile(r'boxes|scores|labels|masks|classes|logits|stride\d+')  # names of outputs
+KNOWN = re.compile(r'boxes|scores|labels|masks|classes|logits|stride\d+|resized|valid|original')  # names of outputs
 
 
 class OnnxRuntime:
@@ -74,7 +76,69 @@ class Pt2:
         return {name: value.numpy() for name, value in zip(self.outputs, results, strict=True)}
 
 
-RUNTIMES = {'onnxruntime': OnnxRuntime, 'openvino': OpenVino}
+@contextmanager
+def _without_messages() -> Iterator[None]:
+    """Discard what a library in C++ writes to the standard error."""
+    with open(os.devnull, 'wb') as null:
+        saved = os.dup(2)
+        os.dup2(null.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+class ExecuTorch:
+    """A ``.pte`` file in ExecuTorch's Python runtime."""
+
+    name = 'executorch'
+
+    def __init__(self, path: str | Path, threads: int = 0):
+        from importlib.metadata import version
+
+        import torch
+        from executorch.extension.pybindings import portable_lib
+        from executorch.runtime import Runtime
+
+        self.torch, self.version = torch, version('executorch')
+        with _without_messages():
+            if threads:
+                portable_lib._unsafe_reset_threadpool(threads)  # of the process: there is no setting of a file
+            self.program: Any = Runtime.get().load_program(Path(path))
+            self.outputs = str(self.program.load_method('outputs').execute(())[0]).split(',')
+            self.method = self.program.load_method('forward')
+
+    def __call__(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        """Run the file."""
+        results = self.method.execute([self.torch.from_numpy(np.ascontiguousarray(x)) for x in inputs.values()])
+        return {name: value.numpy() for name, value in zip(self.outputs, results, strict=True)}
+
+
+class CoreMl:
+    """An ML package in CoreML, on the CPU; only on macOS."""
+
+    name = 'coreml'
+
+    def __init__(self, path: str | Path, threads: int = 0):
+        import coremltools
+
+        self.model = coremltools.models.MLModel(str(path), compute_units=coremltools.ComputeUnit.CPU_ONLY)
+        self.outputs = [output.name for output in self.model.get_spec().description.output]
+        self.version = coremltools.__version__
+
+    def __call__(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        """Run the file."""
+        results = self.model.predict(dict(inputs))
+        return {name: results[name] for name in self.outputs}
+
+
+RUNTIMES: dict[str, Any] = {
+    'onnxruntime': OnnxRuntime,
+    'openvino': OpenVino,
+    'executorch': ExecuTorch,
+    'coreml': CoreMl,
+}
 
 
 def open_file(path: str | Path, runtime: str, threads: int = 0) -> Any:

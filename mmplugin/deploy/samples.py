@@ -172,6 +172,23 @@ class Reference:
                 x = x + noise * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
             return self.model(x, [truth], mode='predict')[0]
 
+def tensors(data: Data, model: Any, size: Sequence[int], count: int) -> Iterator[Tensor]:
+    """Yield images as normalized and padded tensors (1, 3, H, W).
+
+    Args:
+        data: Images, which are resized from now on to fit.
+        model: The model, for its data preprocessor.
+        size: Height and width.
+        count: Most images.
+    """
+    data.fit_(size)
+    for sample in data.samples(count):
+        image = torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1)))
+        x = model.data_preprocessor(dict(inputs=[image], data_samples=[copy.deepcopy(sample.truth)]), False)['inputs']
+        height, width = sample.image.shape[:2]
+        yield F.pad(x[:, :, :height, :width], (0, size[1] - width, 0, size[0] - height))
+
+
     def _pad(self, x: Tensor, truth: Any) -> Tensor:
         assert self.size is not None
         (height, width), (rows, columns) = self.size, truth.img_shape[:2]
