@@ -7,8 +7,10 @@ import platform
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from mmplugin.benchmark import measure
+from mmplugin.benchmark import measure, runtimes
 from mmplugin.benchmark.measure import METRICS, Settings, Side
 from mmplugin.benchmark.plot import accuracy_of, plot
 from mmplugin.benchmark.published import ACCURACIES, PUBLISHED, accuracies_of
@@ -49,6 +51,10 @@ def parse(argv: Sequence[str] | None = None, prog: str | None = None) -> argpars
     add('--train-batch', type=count, default=2, metavar='N', help='images per training step; default: 2')
     add('--modes', nargs='+', type=mode, default=['eager'], metavar='MODE',
         help='of inference: eager (the default), or fused, compiled and bf16 joined by +')
+    add('--runtime', nargs='+', choices=runtimes.ALLOWED, metavar='RUNTIME',
+        help=f'time exported backbones beside PyTorch, fused: {", ".join(runtimes.ALLOWED)}')
+    add('--timm', action='store_true', help="with --runtime: timm's networks, too, eager and in each runtime")
+    add('--files', type=Path, metavar='FOLDER', help='with --runtime: keep the exported files, and use those in there')
     add('--beside', metavar='NAME', help='baseline of all comparisons: timm, or any NAME')
     add('--beside-mode', type=mode, default='eager', metavar='MODE', help='mode of the baseline; default: eager')
     add('--norms', choices=('frozen', 'trainable'), default='frozen', help='of bare backbones; default: frozen')
@@ -56,6 +62,7 @@ def parse(argv: Sequence[str] | None = None, prog: str | None = None) -> argpars
     add('--clock', choices=('wall', 'cpu'), default='wall', help='cpu is processor time, for a busy machine')
     add('--device', type=device, default='cpu', help='cpu (the default), cuda, cuda:1, ...')
     add('--threads', type=count, metavar='N', help="of torch; default: torch's own choice")
+    add('--cores', type=count, metavar='N', help='pin each process to N cores, with as many threads')
     add('--machine', default=f'{platform.machine()}, {os.cpu_count()} CPU cores', help='its name in the results')
     add('--mes-units', nargs=2, type=float, default=MES_UNITS, metavar=('M', 'MS'),
         help='million parameters and ms of the Mobile Efficiency Score; default: 3 1, as in the paper')
@@ -116,8 +123,41 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError(f'--beside timm: timm has no {", ".join(others)}; name a config, or measure backbones')
     if options.beside not in (None, 'timm'):
         kind_of(options.beside)
+    if options.cores:
+        _check_cores(options)
+    if options.runtime:
+        _check_runtimes(options, others)
+    elif options.timm or options.files:
+        raise UserError('--timm and --files are for exported files: name runtimes, such as --runtime onnxruntime')
     if options.plot:
         _check_plot(options)
+
+
+def _check_cores(options: argparse.Namespace) -> None:
+    if not hasattr(os, 'sched_setaffinity'):
+        raise UserError('--cores: this system does not pin processes; use --threads')
+    if options.threads not in (None, options.cores):
+        raise UserError(f'--cores {options.cores} has as many threads; omit --threads')
+    if options.cores > (usable := len(os.sched_getaffinity(0))):
+        raise UserError(f'--cores {options.cores}: this process may use {usable}')
+    options.threads = options.cores
+
+
+def _check_runtimes(options: argparse.Namespace, others: list[str]) -> None:
+    if others:
+        raise UserError(f'--runtime is for backbones; omit {", ".join(others)}')
+    if timm := [name for name in options.names if name.startswith('timm:')]:
+        raise UserError(f"--runtime: omit {', '.join(timm)}; --timm adds timm's networks")
+    given = dict(beside=options.beside, device=options.device != 'cpu', batch=options.batch != [1])
+    given |= dict(modes=options.modes != ['eager'], what=options.what not in (DEFAULT_METRICS, ['infer']))
+    if wrong := [f'--{name}' for name, value in given.items() if value]:
+        raise UserError(
+            f'--runtime times inference of one image on the CPU beside PyTorch, fused; omit {", ".join(wrong)}'
+        )
+    options.versions = runtimes.require(options.runtime)
+    if options.timm and (problem := timm_problem()):
+        raise UserError(f'--timm: {problem}')
+    options.what, options.runtime = ['infer'], list(dict.fromkeys(options.runtime))
 
 
 def _check_plot(options: argparse.Namespace) -> None:
@@ -141,6 +181,7 @@ def run(options: argparse.Namespace, progress: Progress, command: str = '') -> R
         clock=options.clock,
         device=options.device,
         threads=options.threads,
+        cores=options.cores,
         freeze_norms=options.norms == 'frozen',
     )
     if beside == 'timm' and (problem := timm_problem()):
@@ -149,8 +190,13 @@ def run(options: argparse.Namespace, progress: Progress, command: str = '') -> R
     task = progress.add_task('', total=len(options.names) * len(options.size) * len(options.what))
     for name in options.names:
         baseline = f'timm:{name.removeprefix("timm:")}' if beside == 'timm' else beside
-        _describe(filter(None, (name, baseline)), options.size, results)
+        names = (name, baseline, options.timm and f'timm:{name}')
+        _describe(filter(None, names), options.size, results)
         for size in options.size:
+            if options.runtime:
+                _measure_files(settings, options, name, size, results, partial(progress.update, task))
+                progress.advance(task)
+                continue
             for metric in options.what:
                 progress.update(task, description=f'{short_name(name)}: {metric} at {size_text(size)}')
                 _measure(metric, settings, _sides(metric, options, name, baseline), size, results)
@@ -171,8 +217,10 @@ def _meta(options: argparse.Namespace, command: str) -> dict[str, Any]:
         clock=options.clock,
         rounds=options.rounds,
         norms=options.norms,
-        baseline=options.beside and short_name(options.beside),
+        baseline='fused' if options.runtime else options.beside and short_name(options.beside),
         baseline_mode=options.beside_mode,
+        runtimes=options.versions if options.runtime else {},
+        cores=options.cores,
         mes_units=options.mes_units,
     )
 
@@ -194,6 +242,33 @@ def _sides(metric: str, options: argparse.Namespace, name: str, baseline: str | 
     if baseline and metric != 'profile':
         sides.append(Side(baseline, options.beside_mode if metric in ('infer', 'peak') else 'eager', is_baseline=True))
     return sides
+
+
+def _measure_files(
+    settings: Settings,
+    options: argparse.Namespace,
+    name: str,
+    size: Size,
+    results: Results,
+    update: Callable[..., object],
+) -> None:
+    """Export a backbone and time its files."""
+    title = f'{short_name(name)} at {size_text(size)}'
+    with tempfile.TemporaryDirectory() as own:
+        folder = options.files or Path(own)
+        sides, problems = runtimes.write_files(
+            settings,
+            runtimes.sides_of(name, options.runtime, options.timm),
+            size,
+            folder,
+            lambda text: update(description=f'{title}: {text}'),
+        )
+        results.notes += problems
+        update(description=title)
+        try:
+            results.measurements += measure.in_new_process(runtimes.inference, settings, sides, size, folder)
+        except BrokenProcessPool:
+            results.notes.append(f'{title}: no times, because the process ran out of memory or was killed')
 
 
 def _measure(metric: str, settings: Settings, sides: list[Side], size: Size, results: Results) -> None:
@@ -222,5 +297,17 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     for line in conditions(results):
         console.print(line, soft_wrap=True, markup=False)
     if options.plot:
-        plot(results, options.plot, options.accuracy)
+        _plot(results, options)
     return 0
+
+
+def _plot(results: Results, options: argparse.Namespace) -> None:
+    """Plot the first mode, or each runtime that was measured in a file of its own."""
+    if not options.runtime:
+        plot(results, options.plot, options.accuracy)
+        return
+    measured = {record.mode for record in results.of('infer')}
+    for runtime in options.runtime:
+        if (mode := runtimes.MODES.get(runtime, runtime)) in measured:
+            path = options.plot.with_stem(f'{options.plot.stem}-{runtime}')
+            plot(results, path, options.accuracy, mode)

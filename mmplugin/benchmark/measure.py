@@ -56,6 +56,7 @@ class Settings:
     clock: str = 'wall'  # or cpu: the processor time of all threads
     device: str = 'cpu'
     threads: int | None = None  # None is torch's own choice
+    cores: int | None = None  # that the process is pinned to; None means all
     freeze_norms: bool = True  # of bare backbones in training; a config decides for itself
 
 
@@ -81,6 +82,8 @@ def in_new_process(function: Callable, *args: Any) -> Any:
 
 
 def _with_settings(function: Callable, settings: Settings, *args: object) -> Any:
+    if settings.cores:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-settings.cores :])
     if ':' in settings.device:
         torch.cuda.set_device(settings.device)
     if settings.threads:
@@ -92,7 +95,7 @@ def _with_settings(function: Callable, settings: Settings, *args: object) -> Any
 
 def inference(settings: Settings, sides: Sequence[Side], size: Size) -> list[Measurement]:
     """Time inference."""
-    calls = {side: apply_mode_(_build(settings, side, size), side.mode) for side in sides}
+    calls = {side: apply_mode_(build_side(settings, side, size), side.mode) for side in sides}
     records = []
     for batch in settings.batches:
         x = images(batch, size, settings.device)
@@ -111,15 +114,15 @@ def training(settings: Settings, sides: Sequence[Side], size: Size) -> list[Meas
 def memory_saved(settings: Settings, sides: Sequence[Side], size: Size) -> list[Measurement]:
     """Count the bytes that autograd saves in one training step."""
     x = images(settings.train_batch, size, settings.device)
-    subjects = {side: _build(settings, side, size, train=True) for side in sides}
+    subjects = {side: build_side(settings, side, size, train=True) for side in sides}
     saved = {side: [saved_for_backward(subject.model, subject.loss, x)] for side, subject in subjects.items()}
     return compare('saved', size, settings.train_batch, saved)
 
 
 def peak_memory(settings: Settings, side: Side, size: Size) -> float:
     """Return the highest memory during one inference, in bytes beyond what the loaded model took before it."""
-    call = apply_mode_(_build(settings, side, size), side.mode)
-    warm_up = apply_mode_(_build(settings, Side('v2_s0'), (64, 64)), 'eager')
+    call = apply_mode_(build_side(settings, side, size), side.mode)
+    warm_up = apply_mode_(build_side(settings, Side('v2_s0'), (64, 64)), 'eager')
     x = images(settings.batches[0], size, settings.device)
     with torch.inference_mode():
         warm_up(images(1, (64, 64), settings.device))  # memory that libraries take on first use counts for no side
@@ -224,7 +227,8 @@ def saved_for_backward(model: nn.Module, loss: Callable[[Tensor], Tensor], x: Te
     return sum(saved.values())
 
 
-def _build(settings: Settings, side: Side, size: Size, train: bool = False) -> Subject:
+def build_side(settings: Settings, side: Side, size: Size, train: bool = False) -> Subject:
+    """Build the model of a side, with the same random weights every time."""
     torch.manual_seed(0)
     subject = build(side.model, *size)
     subject.model.to(settings.device).train(train)
@@ -234,7 +238,7 @@ def _build(settings: Settings, side: Side, size: Size, train: bool = False) -> S
 
 
 def _training_step(settings: Settings, side: Side, size: Size) -> Callable[[], None]:
-    subject, x = _build(settings, side, size, train=True), images(settings.train_batch, size, settings.device)
+    subject, x = build_side(settings, side, size, train=True), images(settings.train_batch, size, settings.device)
 
     def step() -> None:
         subject.model.zero_grad(set_to_none=True)

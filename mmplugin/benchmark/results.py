@@ -160,11 +160,18 @@ def _table(title: str, columns: Columns, records: Sequence[Any]) -> Table:
 def conditions(results: Results) -> list[str]:
     """Return the conditions of the run and its notes, to be printed below the tables."""
     meta = results.meta
+    threads = f'{meta["threads"]}{" (each process pinned to as many cores)" if meta.get("cores") else ""}'
     lines = [
-        f'Measured {meta["date"]} on {meta["machine"]}. Device: {meta["device"]}, threads: {meta["threads"]}, torch: '
+        f'Measured {meta["date"]} on {meta["machine"]}. Device: {meta["device"]}, threads: {threads}, torch: '
         f'{meta["torch"]}, clock: {meta["clock"]}, rounds: {meta["rounds"]} or more. Times are medians.'
     ]
-    if meta['baseline']:
+    if found := meta.get('runtimes'):
+        versions = ', '.join(f'{name} {version}' for name, version in found.items())
+        lines.append(
+            f'Exported files in {versions}. x fused: median and quartiles of the ratios within a round to the arch in '
+            'PyTorch, fused; below 1 is faster.'
+        )
+    elif meta['baseline']:
         lines.append(
             f'x {meta["baseline"]}: median and quartiles of the ratios within a round; below 1 is faster or smaller. '
             f'Inference of {meta["baseline"]}: {meta["baseline_mode"]}.'
