@@ -23,8 +23,8 @@ HEADS = {'retina': 'retinanet_v2_s0', 'mask': 'maskrcnn_v2_s0', 'semantic': 'sem
 CHANNELS = 16  # of the pyramid and the heads
 
 
-def tiny(head):
-    """Return a detector or a segmentor, and the number of its classes."""
+def tiny_config(head):
+    """Return the config of a detector or a segmentor."""
     cfg = load_config(HEADS[head])
     model = cfg.model
     arch = ARCHS['EfficientFormerV2']
@@ -43,8 +43,13 @@ def tiny(head):
         model.roi_head.mask_head.update(num_classes=5, in_channels=CHANNELS, conv_out_channels=CHANNELS, num_convs=1)
         model.test_cfg.rpn.update(nms_pre=60, max_per_img=40)
         model.test_cfg.rcnn.update(max_per_img=20, score_thr=0.0)
+    return cfg
+
+
+def tiny(head):
+    """Return a detector or a segmentor, and the names of its classes."""
     torch.manual_seed(0)
-    built = build_model(cfg)
+    built = build_model(tiny_config(head))
     for name, value in built.state_dict().items():
         # Weights as initialized give almost equal scores, whose order rounding would decide.
         if value.dim() > 1:  # small weights where boxes would be clipped to nothing, and scores would all be 1

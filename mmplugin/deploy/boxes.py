@@ -77,3 +77,36 @@ def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, nms: tuple[float, bo
 def positions(mask: Tensor) -> Tensor:
     """Return the indices of true entries."""
     return mask.nonzero()[:, 0]
+
+
+def paste(grids: Tensor, boxes: Tensor, size: Tensor, threshold: float) -> Tensor:
+    """Return masks (n, height, width), bool, as mmdet's ``FCNMaskHead`` pastes them.
+
+    Bilinear interpolation is separable, so a mask is a grid between two small matrices.
+
+    Args:
+        grids: Probabilities (n, side, side) over each box.
+        boxes: x1, y1, x2, y2 in pixels of the image, (n, 4).
+        size: Height and width of the image.
+        threshold: Probability from which a pixel belongs to an object.
+    """
+    height, width = (side.item() for side in size.unbind())
+    for length in (height, width):
+        torch._check(length >= 1)
+    side = grids.shape[2]
+    rows = _shares(boxes[:, 1], boxes[:, 3], height, side)
+    columns = _shares(boxes[:, 0], boxes[:, 2], width, side)
+    return rows @ grids @ columns.transpose(1, 2) >= threshold
+
+
+def _shares(near: Tensor, far: Tensor, size: Any, side: int) -> Tensor:
+    """Return the share that each cell of a grid between two positions has in each pixel: (n, size, side)."""
+    near, far = near[:, None], far[:, None]
+    pixels = torch.arange(size, dtype=near.dtype, device=near.device)
+    relative = (pixels + 0.5 - near) / (far - near) * 2 - 1
+    relative = torch.where(relative.isinf(), torch.zeros(()), relative)  # a box without extent
+    cells = ((relative + 1) * side - 1) / 2
+    shares = (1 - (cells[:, :, None] - torch.arange(side, dtype=near.dtype, device=near.device)).abs()).clamp(min=0)
+    # As far as one pixel outside of the box, where mmdet stops.
+    inside = (pixels >= near.floor() - 1) & (pixels < far.ceil() + 1) & ~relative.isnan()
+    return torch.where(inside[:, :, None], shares, torch.zeros(()))

@@ -12,7 +12,7 @@ import torch
 
 from mmplugin.deploy.metadata import Metadata
 from mmplugin.deploy.models import Traceable, other_sizes
-from mmplugin.deploy.samples import Data, Reference, Sample, Score, as_data_sample
+from mmplugin.deploy.samples import Data, Reference, Sample, Score, as_data_sample, file_inputs
 from mmplugin.engine.result_tables import HEADLINES
 from mmplugin.layers import ceil_div
 
@@ -20,6 +20,7 @@ BOX_TOLERANCE = 0.05  # pixels of the original image
 SCORE_TOLERANCE = 1e-4
 FEATURE_TOLERANCE = 5e-5  # of the largest value of a map
 METRIC_TOLERANCE = {'AP': 0.0005, '%': 0.05}  # of AP, of percentages
+RESIZES_TOLERANCE = {'AP': 0.005, '%': 0.5}  # where the file resizes images, and OpenCV for PyTorch
 NOISE = 1e-6  # relative change of the input whose effect a file may have, too
 COMPARED = 8  # images whose answers are compared one by one, half of them at other sizes
 ROUNDS = 5  # of timing
@@ -107,6 +108,7 @@ def prove(
     data: Data,
     metadata: Metadata,
     with_metrics: bool = True,
+    resize: Callable[[Sample], Sample] | None = None,
 ) -> Proof:
     """Compare a file with PyTorch.
 
@@ -117,23 +119,27 @@ def prove(
         data: Images.
         metadata: The metadata of the file.
         with_metrics: Whether to compute AP or mIoU; if not, the file is compared image by image only.
+        resize: How a file that resizes images does it. Image by image, PyTorch gets what the file computes from; for AP
+            and mIoU it gets what OpenCV resized.
     """
     proof = Proof(runtime)
-    size = None if metadata.dynamic else metadata.size
     compare = compare_maps if metadata.kind == 'classes' else compare_objects
 
     def answer(sample: Sample) -> Any:
-        return as_data_sample(run(sample.inputs(size)), sample, metadata)
+        return as_data_sample(run(file_inputs(sample, metadata)), sample, metadata)
 
     others = other_sizes(metadata.size, metadata.min_size, metadata.dynamic)
     firsts = list(data.samples(COMPARED // 2))
-    for i, sample in enumerate([*firsts, *(sample.resized(*others[i % 3]) for i, sample in enumerate(firsts))]):
+    resized = Sample.resized if resize is None else Sample.with_source
+    for i, sample in enumerate([*firsts, *(resized(sample, *others[i % 3]) for i, sample in enumerate(firsts))]):
+        if resize is not None:
+            sample = resize(sample)
         expected = reference(sample)
         compare(expected, answer(sample), proof.file)
         compare(expected, reference(sample, NOISE), proof.noise)
         if i == 0:
-            traced = sample if metadata.dynamic else sample.resized(*metadata.size)
-            proof.milliseconds = alternate(partial(reference, traced), partial(run, traced.inputs(size)))
+            traced = sample if metadata.dynamic or metadata.resizes else sample.resized(*metadata.size)
+            proof.milliseconds = alternate(partial(reference, traced), partial(run, file_inputs(traced, metadata)))
     if with_metrics:
         before, after = Score(data), Score(data)
         for sample in data.samples():
@@ -172,8 +178,9 @@ def judge_(proof: Proof, metadata: Metadata) -> None:
         proof.problems.append('PyTorch finds no object in the images, so nothing could be compared; train longer')
     if (pixels := file.errors.get('mask pixels', 0)) > max(4, 2 * proof.noise.errors.get('mask pixels', 0)):
         proof.problems.append(f'{pixels:.0f} pixels of a mask differ')
+    tolerance = RESIZES_TOLERANCE if metadata.resizes else METRIC_TOLERANCE
     for name, text, before, after in headlines(proof):
-        if not abs(before - after) <= METRIC_TOLERANCE['%' if '%' in text else 'AP']:
+        if not abs(before - after) <= tolerance['%' if '%' in text else 'AP']:
             proof.problems.append(f'{text} is {after:.4f} instead of {before:.4f} ({name})')
 
 

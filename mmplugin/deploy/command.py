@@ -26,6 +26,7 @@ SUFFIXES = {'onnx': '.onnx', 'openvino': '.xml', 'executorch': '.pte', 'coreml':
 RUNTIME = {kind: 'onnxruntime' if kind == 'onnx' else kind for kind in SUFFIXES}
 BESIDE = {'openvino': ('.bin',)}  # suffixes of files that belong to a file of a format
 PREDICTOR = 'predict.py'
+MASKS = ('28', 'full')
 DEFAULT_SIZE, IMAGES = (512, 512), 100  # images of AP or mIoU
 
 
@@ -48,6 +49,8 @@ def parse(argv: Sequence[str] | None = None, prog: str | None = None) -> argpars
     add('--logits', action='store_true', help='segmentation: return logits in place of classes')
     add('--images', type=_positive, metavar='N', help=f'test images that AP or mIoU is measured on ({IMAGES})')
     add('--no-metrics', action='store_true', help='compare a few images only, without AP or mIoU')
+    add('--with-resize', action='store_true', help='resize images in the file, which takes them as they are')
+    add('--masks', choices=MASKS, default=MASKS[0], help='masks as grids over their boxes (%(default)s), or as images')
     add('--int8', action='store_true', help='also write NAME-int8.onnx, calibrated on training images')
     add('--max-drop', type=float, default=0.01, metavar='D', help='largest loss of AP by --int8 (%(default)s)')
     add('--with-predictor', action='store_true', help='also write predict.py, which runs the file without mmplugin')
@@ -127,6 +130,14 @@ def _refuse_impossible(options: argparse.Namespace) -> None:
         target = Path(options.out or '.').parent / PREDICTOR
         if target.exists() and not target.read_bytes().startswith(_predictor_source().splitlines()[0]):
             raise UserError(f'--with-predictor: {target} exists and is another program; choose another folder by --out')
+    takes_images = not part and options.input != 'tensor'
+    if options.with_resize and (not takes_images or options.logits or options.format not in ('onnx', 'openvino')):
+        raise UserError(
+            '--with-resize is for whole models that take images, in the formats onnx and openvino; omit --what, '
+            '--input and --logits, or --with-resize'
+        )
+    if options.masks == 'full' and not takes_images:
+        raise UserError('--masks full is for whole models that take images; omit --what and --input, or --masks full')
     if options.score_thr is not None and not 0 <= options.score_thr <= 1:
         raise UserError(f'--score-thr {options.score_thr}: expected a number from 0 to 1')
 
@@ -164,6 +175,8 @@ class Exporter:
             score_threshold=options.score_thr,
             max_boxes=options.max_boxes,
             logits=options.logits or (options.what == 'model' and self.is_mobile),
+            full_masks=options.masks == 'full',
+            resizes=options.with_resize,
         )
         label = 'dynamic' if options.dynamic else f'{size[0]}x{size[1]}'
         part = '' if options.what == 'model' else f'-{options.what}'
@@ -228,13 +241,14 @@ class Exporter:
         """Write the file in 8 bits, measure what it costs, and print it."""
         from mmplugin.deploy.quantize import calibration_data, prove_int8, write_int8
         from mmplugin.deploy.runtimes import OnnxRuntime
+        from mmplugin.deploy.samples import file_inputs
 
         path = self.path.with_name(f'{self.path.stem}-int8.onnx')
-        images, size = calibration_data(self.cfg), None if metadata.dynamic else metadata.size
-        if size is not None:
-            images.fit_(size)
+        images = calibration_data(self.cfg)
+        if not metadata.dynamic:
+            images.fit_(metadata.size)
         with draft(path) as start:
-            write_int8(self.path, (sample.inputs(size) for sample in images.samples()), metadata, start)
+            write_int8(self.path, (file_inputs(sample, metadata) for sample in images.samples()), metadata, start)
             result = prove_int8(OnnxRuntime(start), run, proof, self.data, metadata, self.options.max_drop)
             bytes_, before = start.stat().st_size, self.path.stat().st_size
             rows = [('file', f'{bytes_ / 1e6:.1f} MB', f'{before / 1e6:.1f} MB')]
@@ -253,7 +267,12 @@ class Exporter:
         if not found.metadata.dynamic:
             self.data.fit_(found.metadata.size)
         reference = Reference(self.predictor.model, None if found.metadata.dynamic else found.metadata.size)
-        return prove(run, runtime, reference, self.data, found.metadata, not self.options.no_metrics)
+        resize = None
+        if found.metadata.resizes:
+            from mmplugin.deploy.resizing import resizer
+
+            resize = resizer(found.metadata, RUNTIME[self.options.format])
+        return prove(run, runtime, reference, self.data, found.metadata, not self.options.no_metrics, resize)
 
     def _tensors(self, found: Traceable) -> list[Any]:
         """Return images of the test set as a file for tensors takes them."""
@@ -273,6 +292,10 @@ class Exporter:
         unit = 'results' if by_number else 'pixels' if metadata.kind == 'classes' else 'objects'
         rows.append((f'{unit} that differ', f'{proof.file.lost} of {proof.file.total}', str(proof.noise.lost)))
         rows += _metric_rows(proof)
+        if metadata.resizes:
+            rows += [
+                (f'{text}, difference', f'{after - before:+.4f}', '') for _, text, before, after in headlines(proof)
+            ]
         images = f', {proof.images} images' if proof.images else ''
         return Table(f'{self.path.name}{images}', ('', proof.runtime, 'PyTorch'), rows)
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmplugin.deploy.boxes import anchors, best, decode, large_enough, positions, require_nms, suppress
+from mmplugin.deploy.boxes import anchors, best, decode, large_enough, paste, positions, require_nms, suppress
 from mmplugin.deploy.forms import SUPPORTED, Form
 from mmplugin.errors import UserError
 from mmplugin.ops import library
@@ -83,13 +83,22 @@ class RoIForm(Form):
         classes: Names of the classes.
         score_threshold: Objects below it are not returned; None means the config's.
         max_boxes: Most objects of an image; None means the config's.
+        full_masks: Return masks at the size of the original image, in place of grids over their boxes.
     """
 
     score_threshold: float
     max_boxes: int
 
-    def __init__(self, model: Any, classes: Sequence[str], score_threshold: float | None, max_boxes: int | None):
+    def __init__(
+        self,
+        model: Any,
+        classes: Sequence[str],
+        score_threshold: float | None,
+        max_boxes: int | None,
+        full_masks: bool = False,
+    ):
         super().__init__(model, classes)
+        self.full_masks = full_masks
         self.rpn, self.roi_head = model.rpn_head, model.roi_head
         _require(self.rpn, 'RPNHead', 'rpn_head')
         _require(self.roi_head, 'StandardRoIHead', 'roi_head')
@@ -118,7 +127,10 @@ class RoIForm(Form):
         if not self.has_masks:
             return boxes, scores, labels
         masks = self._masks(maps, boxes, labels)
-        return boxes / (valid.float() / original.float()).flip(0).repeat(2), scores, labels, masks
+        boxes = boxes / (valid.float() / original.float()).flip(0).repeat(2)
+        if self.full_masks:
+            masks = paste(masks, boxes, original, self.mask_threshold)
+        return boxes, scores, labels, masks
 
     def _propose(self, maps: Sequence[Tensor], valid: Tensor) -> Tensor:
         """Return the proposals of the RPN (n, 4)."""

@@ -163,6 +163,10 @@ def write_onnx(
     assert written is not None
     model = written.model_proto
     _name(model, inputs, outputs)
+    if metadata.resizes:
+        from mmplugin.deploy.resizing import add_resizing_
+
+        add_resizing_(model, metadata)
     model.metadata_props.add(key=KEY, value=metadata.to_json())
     model.producer_name, model.producer_version = KEY, metadata.versions.get('mmplugin', '')
     require_standard(model)

@@ -14,13 +14,16 @@ Inputs, by the field ``input``:
     ``valid``, int64 (2,): height and width of the part of ``image`` that is not padding.
     ``original``, int64 (2,): height and width of the image before resizing. Boxes and class maps are returned at this
     size; pass ``valid`` again to get them at the size of ``image``.
+    With ``resizes``, the file takes ``image`` only, of any size, and resizes it as the field ``resize`` says.
+    Results are in its pixels.
 ``tensor``
     ``tensor``, float32 (1, 3, height, width), normalized by ``mean`` and ``std`` in the order of ``tensor_channels``,
     both sides multiples of 32. Results are in pixels of the tensor.
 
 How to resize, by the field ``resize``: ``{"fit": [height, width]}`` is the largest size that fits, with the same ratio
 of sides; ``{"long": a, "short": b}`` is the largest size whose long side is at most a and whose short side at most b.
-Each new side is ``int(side * factor + 0.5)``, bilinear without antialiasing, as ``cv2.resize``.
+Each new side is ``int(side * factor + 0.5)``, bilinear without antialiasing, as ``cv2.resize``. With ``"multiple": c``
+the result is resized again in the same way, each side up to the next multiple of c: configs of segmentation do so.
 
 Outputs, by the field ``kind``:
 
@@ -29,7 +32,8 @@ Outputs, by the field ``kind``:
     ``classes``.
 ``masks``
     In addition ``masks`` float32 (n, side, side): the probability of the object on a grid over its box; a pixel belongs
-    to the object from ``mask_threshold`` on, after bilinear interpolation at the centers of pixels: ``masks.py``.
+    to the object from ``mask_threshold`` on, after bilinear interpolation at the centers of pixels: ``masks.py``. With
+    ``full_masks``, it is ``masks`` bool (n, height, width) at the size ``original``.
 ``classes``
     ``classes`` (height, width) at the size ``original``: uint8 up to 256 classes, else int32. With ``logits``, it is
     ``logits`` float32 (classes, height, width).
@@ -64,11 +68,13 @@ class Metadata:
         min_size: The least lengths of the short and of the long side of the input. Below them, a dynamic file runs and
             is wrong.
         resize: How images are resized, see the module.
+        resizes: Whether the file does it.
         classes: Names of the classes.
         palette: Colors of the classes, red, green, blue.
         score_threshold: Objects below it are not returned.
         max_boxes: Most objects of one image.
         mask_threshold: Probability from which a pixel belongs to an object.
+        full_masks: Whether masks are returned at the size of the original image, in place of grids.
         logits: Whether logits are returned in place of a class map.
         mean: Mean of each channel of the tensor.
         std: Standard deviation of each channel of the tensor.
@@ -92,6 +98,8 @@ class Metadata:
     score_threshold: float | None = None
     max_boxes: int | None = None
     mask_threshold: float | None = None
+    resizes: bool = False
+    full_masks: bool = False
     logits: bool = False
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()

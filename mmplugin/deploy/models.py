@@ -33,6 +33,8 @@ class Choice:
         score_threshold: Objects below it are not returned; None means the config's.
         max_boxes: Most objects of an image; None means the config's.
         logits: Return logits in place of a class map.
+        full_masks: Return masks at the size of the original image, in place of grids over their boxes.
+        resizes: Resize images in the file.
     """
 
     what: str = 'model'
@@ -42,6 +44,8 @@ class Choice:
     score_threshold: float | None = None
     max_boxes: int | None = None
     logits: bool = False
+    full_masks: bool = False
+    resizes: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,8 +120,10 @@ def form_of(model: Any, classes: Sequence[str], choice: Choice) -> Form:
         return SemanticForm(model, classes, choice.logits)
     if choice.logits:
         raise UserError('--logits is for segmentation; omit it')
+    if choice.full_masks and not getattr(model, 'with_mask', False):
+        raise UserError('--masks is for models with masks; omit it')
     if hasattr(model, 'rpn_head') and getattr(model, 'with_roi_head', False):
-        return RoIForm(model, classes, *limits)
+        return RoIForm(model, classes, *limits, choice.full_masks)
     if hasattr(model, 'bbox_head'):
         return RetinaForm(model, classes, *limits)
     raise UserError(
@@ -153,7 +159,7 @@ def traceable(
         size=choice.size,
         dynamic=choice.dynamic,
         min_size=least,
-        resize=resize if choice.dynamic else dict(fit=list(choice.size)),
+        resize=resize if choice.dynamic else _fit(choice.size, resize),
         mean=tuple(preprocessor.mean.flatten().tolist()),
         std=tuple(preprocessor.std.flatten().tolist()),
         tensor_channels='RGB' if preprocessor._channel_conversion else 'BGR',
@@ -172,6 +178,8 @@ def traceable(
         score_threshold=form.score_threshold,
         max_boxes=form.max_boxes,
         mask_threshold=form.mask_threshold,
+        resizes=choice.resizes,
+        full_masks=choice.full_masks,
         logits=choice.logits,
         **common,
     )
@@ -179,6 +187,17 @@ def traceable(
         _require_divisible(choice.size, form.images.divisor)
         return Traceable(TensorForm(form).eval(), ('tensor',), {0: (2, 3)}, form.outputs, metadata)
     return Traceable(form.eval(), ('image', 'valid', 'original'), {0: (0, 1)}, form.outputs, metadata)
+
+
+def _fit(size: Sequence[int], resize: dict[str, Any]) -> dict[str, Any]:
+    """Return how images are resized for a file of a fixed size."""
+    multiple = resize.get('multiple', 1)
+    if any(side % multiple for side in size):
+        raise UserError(
+            f'--size {size[0]}x{size[1]}: both sides must be multiples of {multiple}, because the test pipeline of the '
+            'config resizes images to such sizes'
+        )
+    return dict(fit=list(size)) | (dict(multiple=multiple) if multiple > 1 else {})
 
 
 def _features(model: Any, choice: Choice, common: dict[str, Any]) -> Traceable:

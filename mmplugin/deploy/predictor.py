@@ -44,6 +44,7 @@ KINDS = ('boxes', 'masks', 'classes')  # of files that take images
 # A file may come from a stranger, so these limits stand between what it says and what is done.
 MOST_TEXT, MOST_CLASSES, LONGEST_NAME = 1 << 23, 100_000, 1000  # characters of the metadata and of a class name
 LARGEST, FARTHEST = 8192, 1e6  # side of what a file takes, coordinate of a box
+LARGEST_MULTIPLE = 1024  # that sides are resized to
 MOST_OBJECTS, LARGEST_GRID, MOST_MASK_BYTES = 10_000, 512, 1 << 32  # of one image; side of a mask before pasting
 # What precedes `location` in a tensor that lies in another file: the first field of a message, of eight bytes.
 IN_ANOTHER_FILE = re.compile(rb'(\x0a|\x8a\x80*\x00)(\x08|\x88\x80*\x00)\Z')
@@ -520,8 +521,6 @@ def _read_metadata(text: str | None, path: Path) -> dict[str, Any]:
 def _checks(metadata: dict[str, Any]) -> dict[str, bool]:
     """Return for each entry of the metadata whether its value is one that the export writes."""
     classes, threshold = metadata['classes'], metadata.get('mask_threshold')
-    rule = metadata['resize'] if isinstance(metadata['resize'], dict) else {}
-    keys = sorted(rule)
     return dict(
         kind=metadata['kind'] in KINDS,
         classes=isinstance(classes, list)
@@ -531,12 +530,22 @@ def _checks(metadata: dict[str, Any]) -> dict[str, bool]:
         min_size=_is_size(metadata['min_size']),
         dynamic=isinstance(metadata['dynamic'], bool),
         logits=isinstance(metadata['logits'], bool),
-        resize=(keys == ['fit'] and _is_size(rule['fit']) and (metadata['dynamic'] or rule['fit'] == metadata['size']))
-        or (keys == ['long', 'short'] and bool(metadata['dynamic']) and all(map(_is_length, rule.values()))),
+        resize=isinstance(metadata['resize'], dict) and _is_rule(**metadata),
         resizes=isinstance(metadata.get('resizes', False), bool),
         full_masks=isinstance(metadata.get('full_masks', False), bool),
         mask_threshold=metadata['kind'] != 'masks' or (isinstance(threshold, int | float) and -1 <= threshold <= 1),
     )
+
+
+def _is_rule(resize: dict[str, Any], size: Any, dynamic: Any, **_: Any) -> bool:
+    """Return whether images can be resized so, and fit into a file of a fixed size."""
+    rule = dict(resize)
+    multiple = rule.pop('multiple', 1)
+    if not isinstance(multiple, int) or not 1 <= multiple <= LARGEST_MULTIPLE:
+        return False
+    if sorted(rule) == ['fit'] and _is_size(rule['fit']):
+        return bool(dynamic) or (rule['fit'] == size and not any(side % multiple for side in size))
+    return sorted(rule) == ['long', 'short'] and bool(dynamic) and all(map(_is_length, rule.values()))
 
 
 def _is_size(value: Any) -> bool:
@@ -616,6 +625,9 @@ class Predictor:
         if self.metadata.get('resizes'):
             return Prepared(pixels, path, dict(image=pixels))
         resized = resize(pixels, height, width)
+        if (multiple := self.metadata['resize'].get('multiple', 1)) > 1:
+            height, width = (-(-side // multiple) * multiple for side in (height, width))
+            resized = resize(resized, height, width)
         if not self.metadata['dynamic']:
             padded = np.zeros((*self.metadata['size'], 3), np.uint8)
             padded[:height, :width] = resized

@@ -15,7 +15,7 @@ from mmengine.config import Config
 from mmplugin.deploy.check import Proof, alternate, headlines
 from mmplugin.deploy.export import require_standard
 from mmplugin.deploy.metadata import KEY, Metadata
-from mmplugin.deploy.samples import Data, Score, as_data_sample
+from mmplugin.deploy.samples import Data, Score, as_data_sample, file_inputs
 from mmplugin.files import atomic_write
 
 IMAGES = 32  # of calibration
@@ -97,11 +97,10 @@ def prove_int8(run: Any, float_run: Any, proof: Proof, data: Data, metadata: Met
     Returns:
         Metrics and times, those of float32 first.
     """
-    size = None if metadata.dynamic else metadata.size
     score = Score(data)
     for sample in data.samples():
-        score.add(as_data_sample(run(sample.inputs(size)), sample, metadata))
-    inputs = next(data.samples(1)).inputs(size)
+        score.add(as_data_sample(run(file_inputs(sample, metadata)), sample, metadata))
+    inputs = file_inputs(next(data.samples(1)), metadata)
     result = Proof(proof.runtime, before=proof.after, after=score.values(), images=score.count)
     result.milliseconds = alternate(lambda: float_run(inputs), lambda: run(inputs))
     result.problems = large_losses(result, max_drop)

@@ -33,10 +33,12 @@ class Sample:
     Args:
         image: uint8 (height, width, 3), channels as the pipeline returns them.
         truth: The data sample of mmdet or mmseg.
+        source: The image before resizing; files that resize by themselves take it.
     """
 
     image: np.ndarray
     truth: Any
+    source: Any = None
 
     @property
     def original(self) -> tuple[int, int]:
@@ -47,11 +49,22 @@ class Sample:
         """Return the image at another size; the original stays the same."""
         import cv2
 
+        return self.replaced(cv2.resize(self.image, (width, height), interpolation=cv2.INTER_LINEAR))
+
+    def replaced(self, image: np.ndarray) -> 'Sample':
+        """Return the original with another resized image."""
+        truth, (rows, columns) = copy.deepcopy(self.truth), self.original
+        height, width = image.shape[:2]
+        truth.set_metainfo(dict(img_shape=(height, width), scale_factor=(width / columns, height / rows)))
+        return Sample(image, truth, self.source)
+
+    def with_source(self, height: int, width: int) -> 'Sample':
+        """Return an original of another size; ``image`` is no longer that of ``source``."""
+        import cv2
+
         truth = copy.deepcopy(self.truth)
-        rows, columns = self.original
-        scale = width / columns, height / rows
-        truth.set_metainfo(dict(img_shape=(height, width), scale_factor=scale))
-        return Sample(cv2.resize(self.image, (width, height), interpolation=cv2.INTER_LINEAR), truth)
+        truth.set_metainfo(dict(ori_shape=(height, width)))
+        return Sample(self.image, truth, cv2.resize(self.source, (width, height), interpolation=cv2.INTER_LINEAR))
 
     def inputs(self, size: Sequence[int] | None) -> dict[str, np.ndarray]:
         """Return the inputs of a file; ``size`` is that of a file with a fixed size."""
@@ -63,17 +76,25 @@ class Sample:
         return dict(image=image, valid=np.array([height, width]), original=np.array(self.original))
 
 
-class _Fit:
-    """The ``Resize`` of a pipeline with the largest size that fits, whatever the orientation of an image."""
+class _Resize:
+    """The ``Resize`` of a pipeline, which keeps what it was given.
 
-    def __init__(self, resize: Any, size: Sequence[int]):
-        self.resize, self.size = resize, size
+    Args:
+        step: The step.
+    """
+
+    def __init__(self, step: Any):
+        self.step, self.source = step, None
+        self.size: Sequence[int] | None = None  # the largest size that fits into it, whatever the orientation
 
     def __call__(self, results: dict) -> dict:
-        height, width = results['img'].shape[:2]
-        factor = min(self.size[0] / height, self.size[1] / width)
-        self.resize.scale = (max(height, width) * factor, min(height, width) * factor)
-        return self.resize(results)
+        self.source = results['img']
+        if self.size is not None:
+            height, width = results['img'].shape[:2]
+            factor = min(self.size[0] / height, self.size[1] / width)
+            inner = self.step.transform if isinstance(self.step, NamedTransform) else self.step
+            inner.scale = (max(height, width) * factor, min(height, width) * factor)
+        return self.step(results)
 
 
 def resize_rule(cfg: Config) -> dict[str, Any]:
@@ -81,14 +102,15 @@ def resize_rule(cfg: Config) -> dict[str, Any]:
     dataset = cfg.test_dataloader.dataset
     while 'dataset' in dataset:
         dataset = dataset.dataset
+    rule: dict[str, Any] = {}
     for step in dataset.pipeline:
-        scale = step.get('scale')
-        if (
-            str(step['type']).rpartition('.')[2] == 'Resize'
-            and step.get('keep_ratio')
-            and isinstance(scale, list | tuple)
-        ):
-            return dict(long=max(scale), short=min(scale))
+        kind, scale = str(step['type']).rpartition('.')[2], step.get('scale')
+        if kind == 'Resize' and step.get('keep_ratio') and isinstance(scale, list | tuple):
+            rule = dict(long=max(scale), short=min(scale))
+        elif kind == 'ResizeToMultiple' and rule:
+            rule['multiple'] = int(step.get('size_divisor', 32))
+    if rule:
+        return rule
     raise UserError(
         'the test pipeline of the config has no Resize with a scale and keep_ratio=True, so a file cannot say how to '
         'resize images'
@@ -116,20 +138,27 @@ class Data:
         # Evenly spread, because files are often sorted by what they show.
         self.indices = np.linspace(0, total - 1, min(count or total, total)).round().astype(int).tolist()
         self.total = total
+        self.resize = self._find_resize()
 
-    def fit_(self, size: Sequence[int]) -> None:
-        """Resize images to the largest size that fits."""
+    def _find_resize(self) -> _Resize:
         steps = self.dataset.pipeline.transforms
         for i, step in enumerate(steps):
             inner = step.transform if isinstance(step, NamedTransform) else step
             if type(inner).__name__ == 'Resize':
-                steps[i] = _Fit(inner, size)
+                steps[i] = _Resize(step)
+                return steps[i]
+        raise UserError('the test pipeline of the config has no Resize, so a file cannot say how to resize images')
+
+    def fit_(self, size: Sequence[int]) -> None:
+        """Resize images to the largest size that fits."""
+        self.resize.size = size
 
     def samples(self, count: int | None = None) -> Iterator[Sample]:
         """Yield images."""
         for index in self.indices[:count]:
             item = self.dataset[index]
-            yield Sample(np.ascontiguousarray(item['inputs'].numpy().transpose(1, 2, 0)), item['data_samples'])
+            image = np.ascontiguousarray(item['inputs'].numpy().transpose(1, 2, 0))
+            yield Sample(image, item['data_samples'], self.resize.source)
 
     def evaluator(self) -> Evaluator:
         """Return the metrics of the config, for the images that ``samples`` yields."""
@@ -141,6 +170,23 @@ class Data:
                 if hasattr(metric, 'img_ids'):
                     metric.img_ids = [self.dataset.get_data_info(i)['img_id'] for i in self.indices]
         return evaluator
+
+
+def tensors(data: Data, model: Any, size: Sequence[int], count: int) -> Iterator[Tensor]:
+    """Yield images as normalized and padded tensors (1, 3, H, W).
+
+    Args:
+        data: Images, which are resized from now on to fit.
+        model: The model, for its data preprocessor.
+        size: Height and width.
+        count: Most images.
+    """
+    data.fit_(size)
+    for sample in data.samples(count):
+        image = torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1)))
+        x = model.data_preprocessor(dict(inputs=[image], data_samples=[copy.deepcopy(sample.truth)]), False)['inputs']
+        height, width = sample.image.shape[:2]
+        yield F.pad(x[:, :, :height, :width], (0, size[1] - width, 0, size[0] - height))
 
 
 class Reference:
@@ -172,23 +218,6 @@ class Reference:
                 x = x + noise * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
             return self.model(x, [truth], mode='predict')[0]
 
-def tensors(data: Data, model: Any, size: Sequence[int], count: int) -> Iterator[Tensor]:
-    """Yield images as normalized and padded tensors (1, 3, H, W).
-
-    Args:
-        data: Images, which are resized from now on to fit.
-        model: The model, for its data preprocessor.
-        size: Height and width.
-        count: Most images.
-    """
-    data.fit_(size)
-    for sample in data.samples(count):
-        image = torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1)))
-        x = model.data_preprocessor(dict(inputs=[image], data_samples=[copy.deepcopy(sample.truth)]), False)['inputs']
-        height, width = sample.image.shape[:2]
-        yield F.pad(x[:, :, :height, :width], (0, size[1] - width, 0, size[0] - height))
-
-
     def _pad(self, x: Tensor, truth: Any) -> Tensor:
         assert self.size is not None
         (height, width), (rows, columns) = self.size, truth.img_shape[:2]
@@ -198,6 +227,13 @@ def tensors(data: Data, model: Any, size: Sequence[int], count: int) -> Iterator
         return F.pad(x, (0, width - x.shape[3], 0, height - x.shape[2]))
 
 
+def file_inputs(sample: Sample, metadata: Metadata) -> dict[str, np.ndarray]:
+    """Return what a file takes of an image."""
+    if metadata.resizes:
+        return dict(image=np.ascontiguousarray(sample.source))
+    return sample.inputs(None if metadata.dynamic else metadata.size)
+
+
 def as_data_sample(outputs: dict[str, np.ndarray], sample: Sample, metadata: Metadata) -> Any:
     """Return the answers of a file as a data sample of mmdet or mmseg."""
     truth = copy.deepcopy(sample.truth)
@@ -205,7 +241,9 @@ def as_data_sample(outputs: dict[str, np.ndarray], sample: Sample, metadata: Met
         truth.set_data(dict(pred_sem_seg=PixelData(data=torch.from_numpy(outputs['classes'].astype(np.int64))[None])))
         return truth
     found = {'bboxes': outputs['boxes'], 'scores': outputs['scores'], 'labels': outputs['labels']}
-    if metadata.kind == 'masks':
+    if metadata.full_masks:
+        found['masks'] = outputs['masks'].astype(bool)
+    elif metadata.kind == 'masks':
         assert metadata.mask_threshold is not None
         found['masks'] = paste_masks(outputs['masks'], outputs['boxes'], *sample.original, metadata.mask_threshold)
     truth.pred_instances = InstanceData(**{name: torch.from_numpy(value) for name, value in found.items()})

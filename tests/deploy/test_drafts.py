@@ -10,6 +10,7 @@ from rich.console import Console
 from mmplugin.deploy import command
 from mmplugin.deploy.check import Proof
 from mmplugin.deploy.drafts import draft
+from mmplugin.deploy.metadata import Metadata
 from mmplugin.errors import UserError
 
 SUFFIXES = {'onnx': ('.onnx',), 'openvino': ('.xml', '.bin'), 'pt2': ('.pt2',)}
@@ -42,7 +43,8 @@ def test_an_older_file_stays_unless_the_new_one_is_proven(kind, outcome, error, 
         for suffix in SUFFIXES[kind]:
             path.with_suffix(suffix).write_bytes(b'new ' + suffix.encode())
 
-    metadata = SimpleNamespace(input='tensor', logits=False, kind='features')
+    fields = dict(name='x', kind='features', size=(512, 512), dynamic=False, min_size=(1, 1), resize={})
+    metadata = Metadata(input='tensor', **fields)
     monkeypatch.setattr(command, 'traceable', lambda *_: SimpleNamespace(metadata=metadata, outputs=()))
     monkeypatch.setattr(command.export, 'program_of', lambda found: None)
     monkeypatch.setattr(command.export, 'write', write)

@@ -2,24 +2,30 @@
 
 import re
 from collections import Counter
+from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from random_backbones import build
-from tiny_heads import ARCHS, as_truth, sample, tiny
+from tiny_heads import ARCHS, as_truth, sample, tiny, tiny_config
 from torch import nn
 
+import mmplugin
 from mmplugin.backbones import FAMILIES
 from mmplugin.benchmark.sizes import ARCHS as ALL
+from mmplugin.config_edits import dicts
 from mmplugin.deploy import command, export
 from mmplugin.deploy.check import FEATURE_TOLERANCE, Proof, prove
 from mmplugin.deploy.forms import FeatureForm
 from mmplugin.deploy.metadata import Metadata
 from mmplugin.deploy.models import Choice, Traceable, fused_, least_sides, traceable
+from mmplugin.deploy.predictor import Predictor
 from mmplugin.deploy.quantize import large_losses, write_int8
-from mmplugin.deploy.samples import Reference
+from mmplugin.deploy.resizing import resizer
+from mmplugin.deploy.samples import Reference, resize_rule
 from mmplugin.errors import UserError
 
 onnx = pytest.importorskip('onnx')
@@ -126,6 +132,10 @@ class Images:
         torch.manual_seed(1)
         self.images = [as_truth(head, sample(96, 128, (192, 256))), as_truth(head, sample(90, 128, (135, 192)))]
 
+        for i, image in enumerate(self.images):
+            rows, columns = image.original
+            self.images[i] = replace(image, source=cv2.resize(image.image, (columns, rows)))
+
     def samples(self, count=None):
         return iter(self.images[:count])
 
@@ -136,7 +146,8 @@ def written(head, tmp_path, dynamic=False, **choice):
     weights = tmp_path / 'weights.pth'
     weights.write_bytes(b'weights')
     chosen = Choice(size=(96, 128), dynamic=dynamic, **choice)
-    found = traceable(model, classes, chosen, head, weights, dict(long=128, short=96))
+    rule = dict(long=128, short=96, **({'multiple': 32} if head == 'semantic' else {}))
+    found = traceable(model, classes, chosen, head, weights, rule)
     path = tmp_path / f'{head}.onnx'
     export.write_onnx(export.program_of(found), found.inputs, found.outputs, found.metadata, path)
     return model, found, path
@@ -144,7 +155,8 @@ def written(head, tmp_path, dynamic=False, **choice):
 
 def proof_of(run, model, found, head):
     size = None if found.metadata.dynamic else found.metadata.size
-    return prove(run, 'a runtime', Reference(model, size), Images(head), found.metadata, with_metrics=False)
+    resize = resizer(found.metadata, run.name) if found.metadata.resizes else None
+    return prove(run, 'a runtime', Reference(model, size), Images(head), found.metadata, False, resize)
 
 
 def test_a_file_is_proven_and_the_check_notices_a_spoiled_weight(tmp_path):
@@ -170,6 +182,31 @@ def test_a_file_is_proven_and_the_check_notices_a_spoiled_weight(tmp_path):
     assert 'pixels differ (PyTorch after a change of its input by 1e-06: 0)' in problem
 
 
+@pytest.mark.parametrize(
+    ('dynamic', 'originals'),
+    [
+        (False, [(192, 256), (150, 200), (192, 240)]),  # others are padded to the size of the file, which shows
+        pytest.param(True, [(192, 240), (200, 150), (60, 200)], marks=pytest.mark.slow),
+    ],
+    ids=['fixed', 'dynamic'],
+)
+def test_a_file_finds_what_the_checkpoint_finds_where_both_resize_to_the_same_size(dynamic, originals, tmp_path):
+    model, found, path = written('semantic', tmp_path, dynamic)
+    cfg = tiny_config('semantic')
+    for step in dicts([cfg.test_dataloader]):
+        if step.get('type') == 'Resize':
+            step['scale'] = (128, 96)
+    assert found.metadata.resize == (resize_rule(cfg) if dynamic else dict(fit=[96, 128], multiple=32))
+    meta = dict(dataset_meta=dict(classes=found.metadata.classes))
+    torch.save(dict(state_dict=model.state_dict(), meta=meta), tmp_path / 'x.pth')
+    checkpoint, file = mmplugin.Predictor(cfg, tmp_path / 'x.pth', device='cpu'), Predictor(path, threads=1)
+    for original in originals:
+        image = as_truth('semantic', sample(*original, original)).image
+        one, other = checkpoint(image).class_map, file(image).class_map
+        assert len(np.unique(one)) > 1
+        assert (one != other).mean() <= 1e-5
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('dynamic', [False, True], ids=['fixed', 'dynamic'])
 @pytest.mark.parametrize('head', ['retina', 'mask', 'semantic'])
@@ -180,6 +217,22 @@ def test_whole_models_are_proven_in_both_runtimes(head, dynamic, tmp_path):
         proof = proof_of(run, model, found, head)
         assert proof.problems == [], run
         assert proof.file.total > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('dynamic', [False, True], ids=['fixed', 'dynamic'])
+@pytest.mark.parametrize('head', ['mask', 'semantic'])
+def test_files_that_resize_and_paste_are_proven_in_both_runtimes(head, dynamic, tmp_path):
+    model, found, path = written(head, tmp_path, dynamic, resizes=True, full_masks=head == 'mask')
+    assert [value.name for value in onnx.load(path).graph.input] == ['image']
+    for run in (OnnxRuntime(path, 1), OpenVino(path, 1)):
+        proof = proof_of(run, model, found, head)
+        assert proof.problems == [], run
+        assert proof.file.total > 0
+    image = next(Images(head).samples()).source
+    prediction = Predictor(path, score=0, runtime='onnxruntime')(image)
+    maps = prediction.masks if head == 'mask' else prediction.class_map[None]
+    assert maps.shape[1:] == image.shape[:2]
 
 
 @pytest.mark.slow
@@ -215,6 +268,8 @@ def test_every_backbone_at_any_size_equals_torch(name, tmp_path):
         (['--what', 'backbone', '--logits'], '--logits is for whole models; omit it with --what backbone'),
         (['--out', 'x.pth'], r'--out x.pth: a file of the format onnx must end in \.onnx'),
         (['--score-thr', '2'], '--score-thr 2.0: expected a number from 0 to 1'),
+        (['--with-resize', '--format', 'pt2'], '--with-resize is for whole models that take images, in the formats'),
+        (['--masks', 'full', '--input', 'tensor'], '--masks full is for whole models that take images; omit'),
     ],
 )
 def test_options_that_contradict_each_other_are_refused_at_once(argv, message):

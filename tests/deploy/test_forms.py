@@ -39,4 +39,6 @@ def test_a_form_in_pytorch_gives_the_results_of_the_model_bit_for_bit(head, size
     if head == 'mask':
         masks = paste_masks(found['masks'].numpy(), objects.bboxes.numpy(), 300, 401, 0.5)
         assert np.array_equal(masks, objects.masks.numpy())
+        full = run(form_of(model, classes, Choice(full_masks=True)).eval(), image, size)['masks']
+        assert torch.equal(full, objects.masks)
         assert 0 < masks.mean() < 1
