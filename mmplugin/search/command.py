@@ -14,6 +14,7 @@ from mmplugin.config_edits import is_classification, is_segmentation
 from mmplugin.engine.arguments import add_common_arguments, config_from
 from mmplugin.errors import UserError
 from mmplugin.search.budget import QUANTITIES, Budget, Quantity
+from mmplugin.search.conditions import RUNTIMES
 from mmplugin.search.other_archs import family_of, start_from
 
 METHODS = ('joint', 'slim', 'prune')  # of EfficientFormerV2, EfficientFormer and EfficientViT
@@ -75,6 +76,8 @@ def parse(argv: Sequence[str], prog: str | None = None) -> argparse.Namespace:
     add('--batch', type=positive, default=1, metavar='N', help='images per inference; default: 1')
     add('--mode', type=mode, default='fused', metavar='MODE',
         help='eager, or fused (the default), compiled and bf16 joined by +')
+    add('--runtime', choices=('torch', *RUNTIMES), default='torch',
+        help='measure exported backbones in a runtime instead of PyTorch; with --of backbone; default: torch')
     add('--device', type=device, default='cpu', help='cpu (the default), cuda, cuda:1, ...')
     add('--threads', type=positive, metavar='N', help="of torch; default: torch's own choice")
     add('--rounds', type=positive, default=10, metavar='N', help='at least so many, after two to warm up; default: 10')
@@ -131,6 +134,8 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError(f'--launcher {options.launcher}: measurements run in one process; omit --launcher')
     if options.clock == 'cpu' and options.device != 'cpu':
         raise UserError('--clock cpu counts processor time, which says nothing about a GPU; use --clock wall')
+    if options.runtime != 'torch':
+        _use_runtime_(options)
     if options.checkpoint and not Path(options.checkpoint).is_file():
         raise UserError(
             f'{options.checkpoint} is not a file; name a checkpoint, such as epoch_12.pth in work_dirs/NAME'
@@ -141,6 +146,19 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError('--latency-table has no use without a latency to reach: add --target-latency, or omit it')
     if options.rank_only and (words := _given(options, SEARCH_ONLY)):
         raise UserError(f'--rank-only measures networks with random weights, and has no use for {words}; omit it')
+
+
+def _use_runtime_(options: argparse.Namespace) -> None:
+    if options.mode != 'fused':
+        raise UserError(f'--runtime {options.runtime} runs exported networks, and has no use for --mode; omit it')
+    if options.rank_only:
+        raise UserError(
+            f'--rank-only measures in PyTorch; the published networks in {options.runtime}: mmplugin benchmark '
+            f'v2_s0 v2_s1 --runtime {options.runtime}'
+        )
+    if options.launcher != 'none':
+        raise UserError(f'--runtime {options.runtime} measures in one process; omit --launcher')
+    options.mode = options.runtime
 
 
 def _choose_method(options: argparse.Namespace, family: str) -> None:

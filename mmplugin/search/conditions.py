@@ -13,6 +13,7 @@ from mmplugin.errors import UserError
 from mmplugin.search.timing import CLOCKS
 
 MODES = ('eager', 'fused', 'compiled', 'fused+compiled')
+RUNTIMES = ('onnxruntime', 'openvino')  # modes, too: the network is exported and runs there
 PROBES = 'probes'  # the mode of a table of another device
 FUNCTION = 'function'  # the clock of a table for which nothing was timed
 MACHINE = ('processor', 'torch')  # must be those of the machine on which a table is used
@@ -26,7 +27,8 @@ class Conditions:
     Args:
         family: 'v1', 'v2' or 'evit'.
         size: Height and width of the images.
-        mode: 'eager', 'fused', 'compiled' or 'fused+compiled', or 'probes' for times from another device.
+        mode: 'eager', 'fused', 'compiled', 'fused+compiled', 'onnxruntime' or 'openvino', or 'probes' for times from
+            another device.
         batch: Images per inference.
         threads: Threads of torch.
         device: As torch spells it.
@@ -104,8 +106,10 @@ def check_conditions(conditions: Conditions) -> None:
     least = FAMILIES[conditions.family].MIN_SIZE
     if min(conditions.size) < least:
         raise UserError(f'size is {conditions.size[0]}x{conditions.size[1]}; both sides must be {least} or more')
-    if conditions.mode not in MODES:
-        raise UserError(f'mode is {conditions.mode!r}; allowed: {", ".join(MODES)}')
+    if conditions.mode not in (*MODES, *RUNTIMES):
+        raise UserError(f'mode is {conditions.mode!r}; allowed: {", ".join((*MODES, *RUNTIMES))}')
+    if conditions.mode in RUNTIMES and (conditions.device, conditions.batch) != ('cpu', 1):
+        raise UserError(f'{conditions.mode} runs one image on the CPU here; omit --device and --batch')
     if conditions.clock not in (*CLOCKS, FUNCTION):
         raise UserError(f'clock is {conditions.clock!r}; allowed: {", ".join(CLOCKS)}')
     for name in ('batch', 'threads'):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from mmplugin.errors import UserError
-from mmplugin.search.conditions import PROBES, Conditions, check_conditions
+from mmplugin.search.conditions import PROBES, RUNTIMES, Conditions, check_conditions
 from mmplugin.search.fitted import FittedModel, InSituModel
 from mmplugin.search.networks import balanced_archs, random_archs
 from mmplugin.search.parts import Part, explicit_arch, parts_of
@@ -103,7 +103,8 @@ class LatencyTable:
         Args:
             family: 'v1', 'v2' or 'evit'.
             size: Height and width of the images.
-            mode: 'eager' or 'fused'. With 'compiled' parts cannot be timed: the times of whole networks are fitted.
+            mode: 'eager' or 'fused'. In the other modes ('compiled', 'onnxruntime', 'openvino'), parts cannot be timed:
+                the times of whole networks are fitted.
             around: Arch whose sub-networks will be asked for. None stands for the whole family.
             batch: Images per inference.
             threads: Threads of torch. None means torch's own choice.
@@ -207,10 +208,10 @@ def _measure(
     clock: str | PartClock,
     progress: Progress | None,
 ) -> LatencyTable:
-    if 'compiled' in conditions.mode:
-        from mmplugin.search.probes import measure_compiled
+    if 'compiled' in conditions.mode or conditions.mode in RUNTIMES:
+        from mmplugin.search.probes import measure_whole
 
-        return measure_compiled(conditions, around, progress)
+        return measure_whole(conditions, around, progress)
     family = conditions.family
     archs = balanced_archs(family, around)
     check_archs = random_archs(family, around, CHECKS, conditions.seed)

@@ -1,4 +1,4 @@
-"""Latency tables from the times of whole networks, where parts cannot be timed: compiled networks, and other devices.
+"""Latency tables from the times of whole networks: compiled and exported ones, and those of other devices.
 
 ``write_probes`` writes networks as ONNX files and a list of them, ``probes.csv``. The user times each file on the
 device (a phone, an accelerator, ONNX Runtime) and enters the milliseconds. ``read_probes`` makes a table of them.
@@ -30,16 +30,18 @@ from mmplugin.benchmark.subjects import apply_mode_, from_backbone
 from mmplugin.engine.work_dir import prepare_folder
 from mmplugin.errors import UserError
 from mmplugin.files import atomic_write, reason, require_file
-from mmplugin.search.conditions import PROBES, Conditions
+from mmplugin.search.conditions import PROBES, RUNTIMES, Conditions
 from mmplugin.search.fitted import FittedModel
 from mmplugin.search.latency import CHECKS, CheckRow, LatencyTable, check_row, refuse_seconds
 from mmplugin.search.networks import balanced_archs, random_archs
 from mmplugin.search.other_archs import family_of
 from mmplugin.search.parts import explicit_arch, parts_of
-from mmplugin.search.timing import CLOCKS, run_in_turn, threads_set
+from mmplugin.search.table_io import require_table
+from mmplugin.search.timing import CLOCKS, Timed, run_in_turn, threads_set
 
 FIT = 40  # networks that the coefficients are fitted to
 LIST, NOTES = 'probes.csv', 'probes.json'
+SHORTEST, LONGEST, LARGEST_LIST = 1e-9, 1e9, 1 << 20  # milliseconds, and bytes of the list
 COLUMNS, AGAIN = ('file', 'ms'), 'ms_again'  # the last one may stay empty: it shows how well times repeat
 Write = Callable[[nn.Module, Tensor, Path], None]
 
@@ -68,10 +70,10 @@ def probe_archs(family: str, around: dict[str, Any] | None, seed: int) -> tuple[
     return balanced + more[1:], random_archs(family, around, CHECKS, seed)
 
 
-def measure_compiled(
+def measure_whole(
     conditions: Conditions, around: dict[str, Any] | None, progress: Callable[[int, int], None] | None
 ) -> LatencyTable:
-    """Measure a table of compiled networks. Compilation takes some seconds for each of the 52 networks."""
+    """Measure a table of compiled or exported networks, which takes some seconds for each of the 52 networks."""
     archs, check_archs = probe_archs(conditions.family, around, conditions.seed)
     networks, total = [], len(archs) + len(check_archs)
     with (
@@ -82,7 +84,7 @@ def measure_compiled(
         torch.manual_seed(conditions.seed)
         x = torch.randn(conditions.batch, 3, *conditions.size).to(conditions.device)
         for i, arch in enumerate([*archs, *check_archs]):
-            networks.append(WholeNetwork(conditions.family, arch, x, conditions.mode, conditions.clock))
+            networks.append(_network(conditions, arch, x))
             with torch.inference_mode():
                 networks[-1].times()  # compiles
             if progress:
@@ -90,6 +92,14 @@ def measure_compiled(
         times = run_in_turn(networks, conditions.rounds, conditions.seed, progress)
     rows = [check_row(arch, [ms for (ms,) in own]) for arch, own in zip([*archs, *check_archs], times, strict=True)]
     return _fitted(conditions, rows[:FIT], rows[FIT:])
+
+
+def _network(conditions: Conditions, arch: dict[str, Any], x: Tensor) -> Timed:
+    if conditions.mode in RUNTIMES:
+        from mmplugin.search.in_runtime import ExportedNetwork
+
+        return ExportedNetwork(conditions, arch, x)
+    return WholeNetwork(conditions.family, arch, x, conditions.mode, conditions.clock)
 
 
 def _fitted(conditions: Conditions, fit: list[CheckRow], checks: list[CheckRow]) -> LatencyTable:
@@ -148,7 +158,7 @@ def read_probes(path: Path) -> LatencyTable:
     """Return the table of a list whose times were filled in."""
     notes = _notes(path.parent)
     try:
-        require_file(path)
+        require_table(path, LARGEST_LIST)
         with path.open(encoding='utf-8-sig', newline='') as file:
             rows = list(csv.DictReader(file))
     except UserError:
@@ -170,7 +180,9 @@ def read_probes(path: Path) -> LatencyTable:
     try:
         conditions = Conditions(**dict(notes['conditions'], size=tuple(notes['conditions']['size'])))
         return _fitted(conditions, found[:FIT], found[FIT:])
-    except (TypeError, KeyError) as error:
+    except UserError as error:
+        raise UserError(f'{path.with_name(NOTES)}: {error}') from error
+    except (TypeError, KeyError, ValueError, OverflowError) as error:  # LinAlgError is a ValueError
         raise UserError(f'{path.with_name(NOTES)} is damaged ({error}); write the probes again') from error
 
 
@@ -182,7 +194,7 @@ def _milliseconds(path: Path, row: dict[str, Any], column: str) -> float | None:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not (math.isfinite(value) and value > 0):
+    if not SHORTEST <= value <= LONGEST:
         raise UserError(
             f'{path}: the time of {row["file"]} is {text!r}; allowed are milliseconds above 0, such as 12.5'
         )
@@ -201,8 +213,11 @@ def _notes(folder: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UserError(f'{path} is damaged ({error}); write the probes again') from error
     names = {field.name for field in fields(Conditions)}
-    if not isinstance(notes, dict) or set(notes.get('conditions', ())) != names or not notes.get('archs'):
+    conditions, archs = (notes.get(key) if isinstance(notes, dict) else None for key in ('conditions', 'archs'))
+    if not isinstance(conditions, dict) or set(conditions) != names or not isinstance(archs, dict):
         raise UserError(f'{path} is damaged; write the probes again')
+    if len(archs) != FIT + CHECKS:
+        raise UserError(f'{path} is damaged: it has {len(archs)} networks, not {FIT + CHECKS}; write the probes again')
     return notes
 
 

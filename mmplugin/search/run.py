@@ -27,7 +27,7 @@ from mmplugin.hooks.warm_start import WarmStartHook
 from mmplugin.text import duration, some
 
 from .budget import CLOSE, QUANTITIES, Budget, Figures
-from .conditions import PROBES
+from .conditions import PROBES, RUNTIMES
 from .latency import LatencyTable
 from .result import STATE, TRACE, Found, read_trace
 from .space import Space
@@ -39,6 +39,16 @@ from .whole import Meter, ParameterCounter, TableMeter, WholeCount, WholeLatency
 IMAGES, START_STEPS = 64, 150
 TABLE, START = 'latency.json', '.start.pth'
 TABLE_ROUNDS = 12  # at least, of the networks of a table
+
+
+def check_runtime(options: argparse.Namespace) -> None:
+    """Refuse options that do not go with the measurement in a runtime."""
+    if options.of != 'backbone':
+        raise UserError(
+            f'the search measures backbones in {options.mode}: add --of backbone; a target in % is then of the backbone'
+        )
+    if options.device != 'cpu' or options.batch != 1:
+        raise UserError(f'the search measures one image on the CPU in {options.mode}; omit --device and --batch')
 
 
 class Run:
@@ -87,6 +97,8 @@ class Run:
         options = self.options
         if self.cfg.model.backbone.get('with_cp'):
             raise UserError('a search cannot use with_cp=True; add --cfg-options model.backbone.with_cp=False')
+        if options.mode in RUNTIMES:
+            check_runtime(options)
         if not self.quantities:
             raise UserError('there is no budget: give a latency, parameters or MACs')
         if 'memory' in self.quantities:
@@ -199,6 +211,10 @@ class Run:
         if self.is_elsewhere:
             assert self.table is not None
             self.meter = TableMeter(self.table.predict, model, task.segmentation, x)
+        elif options.mode in RUNTIMES:
+            from .in_runtime import RuntimeMeter
+
+            self.meter = RuntimeMeter(model, task.segmentation, x, options.mode, timing)
         else:
             self.meter = self.meter_class(model, options.of, task.segmentation, x, options.mode, timing)
         start_ms, backbone_ms = self.meter.start_ms()

@@ -35,8 +35,12 @@ class Meter:
 
     def __init__(self, start: Any, of: str, segmentation: bool, x: Tensor, mode: str, settings: Settings):
         self.of, self.segmentation, self.x, self.mode, self.settings = of, segmentation, x, mode, settings
-        self.start = self._call(start)
-        self.backbone = self._call(start, 'backbone')
+        self.start = self._timed(start)
+        self.backbone = self._timed(start, 'backbone')
+
+    def _timed(self, model: Any, of: str = '') -> Callable[[], object]:
+        """Return what is timed."""
+        return self._call(model, of)
 
     def _call(self, model: Any, of: str = '') -> Callable[[], object]:
         model = copy.deepcopy(model).eval()
@@ -55,7 +59,7 @@ class Meter:
     @torch.inference_mode()
     def ratio(self, model: Any) -> float:
         """Return the latency of a model divided by that of the start, as the median of the ratios of all rounds."""
-        times = interleave({'start': self.start, 'own': self._call(model)}, self.settings)
+        times = interleave({'start': self.start, 'own': self._timed(model)}, self.settings)
         return statistics.median(own / start for own, start in zip(times['own'], times['start'], strict=True))
 
     def figures(self, model: Any, latency_ms: float) -> Figures:

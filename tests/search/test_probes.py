@@ -13,7 +13,7 @@ from mmplugin.search import LatencyTable
 from mmplugin.search.conditions import Conditions
 from mmplugin.search.costs import cost
 from mmplugin.search.parts import parts_of
-from mmplugin.search.probes import FIT, LIST, NOTES, measure_compiled, probe_archs, write_probes
+from mmplugin.search.probes import FIT, LIST, NOTES, measure_whole, probe_archs, write_probes
 
 SIZE = (64, 96)
 AROUND = FAMILIES['v2'].explicit('s0')
@@ -112,6 +112,6 @@ def test_whole_networks_are_timed_where_parts_cannot_be(monkeypatch):
     """The route of compiled networks, without a compiler."""
     monkeypatch.setattr('mmplugin.search.probes.FIT', 28)
     conditions = Conditions.of_machine('v2', (32, 32), 'fused', 1, 1, 'cpu', 2, 0, 'cpu')
-    table = measure_compiled(conditions, AROUND, None)
+    table = measure_whole(conditions, AROUND, None)
     assert len(table.checks) == 12
     assert table.predict('s0') > 0
