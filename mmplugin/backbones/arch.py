@@ -1,6 +1,6 @@
 """Checks of an ``arch`` dict: all values at once, and one message that lists every problem."""
 
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -35,7 +35,8 @@ def is_listed(value: Any, count: int | None = None) -> bool:
 
 def is_positive(value: Any) -> bool:
     """Return whether a value is a finite number above 0."""
-    return isinstance(value, Real) and not isinstance(value, bool) and 0 < float(value) < math.inf
+    number: Any = value  # compared without a conversion: an integer of 400 digits has no float
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 < number <= sys.float_info.max
 
 
 def whole_product(ratio: Any, width: int) -> int | None:

@@ -1,6 +1,7 @@
 """Architectures in JSON files, as ``mmplugin search`` writes them."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from mmplugin.backbones import FAMILIES
 from mmplugin.errors import UserError
 from mmplugin.files import reason, require_file
 
-MOST_BYTES = 1_000_000
+MOST_BYTES, MOST_PARAMETERS = 1_000_000, 1e9
 
 
 def read_arch(path: str | Path) -> tuple[str, dict[str, Any]]:
@@ -32,12 +33,30 @@ def read_arch(path: str | Path) -> tuple[str, dict[str, Any]]:
     if not isinstance(content, dict):
         raise UserError(f'{path} holds a {type(content).__name__}; expected an object with the keys of an arch')
     if 'type' not in content:
-        return _only_family(path, content), content
+        family = _only_family(path, content)
+        _require_usable(path, FAMILIES[family].explicit(content))
+        return family, content
     names = {cls.__name__: family for family, cls in FAMILIES.items()}
     if content['type'] not in list(names) or not isinstance(content.get('arch'), dict | str):
         raise UserError(f'{path}: expected a type of {", ".join(names)}, and an arch')
     family = names[content['type']]
-    return family, FAMILIES[family].explicit(content['arch'])
+    try:
+        arch = FAMILIES[family].explicit(content['arch'])
+    except UserError as error:
+        raise UserError(f'{path}: {error}') from error
+    _require_usable(path, arch)
+    return family, arch
+
+
+def _require_usable(path: Path, arch: dict[str, Any]) -> None:
+    """Refuse a network that would take gigabytes, by its convolutions between stages and its MLPs."""
+    widths = arch['widths']
+    count = sum(9 * width * wider for width, wider in pairwise(widths))
+    count += sum(2 * width * size for width, sizes in zip(widths, arch['hidden'], strict=True) for size in sizes)
+    if count > MOST_PARAMETERS:
+        raise UserError(
+            f'{path}: this network has more than {count / 1e9:.0f} billion parameters; allowed is less than one billion'
+        )
 
 
 def _only_family(path: Path, arch: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from .budget import CLOSE, QUANTITIES, Budget, Figures
 from .subnet import arguments_of
 
 TRACE, STATE = 'trace.jsonl', '.state.pth'
+NEEDED = {'number', 'arch', 'loss'}  # of a record of the trace; that of the start has 'measured', too
 START_HOOKS = ('WarmStartHook', 'LayerScaleHook')  # would replace the weights that were found
 FOLDER = '{{ fileDirname }}'  # mmengine replaces it by the folder of the config
 
@@ -118,8 +120,14 @@ def read_trace(path: Path) -> list[dict[str, Any]]:
     """Read what ``write_trace`` wrote."""
     try:
         require_file(path)
-        return [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
-    except (OSError, ValueError, RecursionError) as error:
+        records = [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
+        if not records or not all(isinstance(record, dict) and set(record) >= NEEDED for record in records):
+            raise ValueError(f'each line must have {", ".join(sorted(NEEDED))}')
+        for name in ('measured', 'loss'):
+            if not 0 < records[0][name] < math.inf:
+                raise ValueError(f'{name} of the start is {records[0][name]!r:.50}')
+        return records
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(
             f'--resume: {path} cannot be read ({error}); start the search again without --resume'
         ) from error

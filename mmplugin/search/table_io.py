@@ -9,13 +9,15 @@ from typing import Any
 from mmplugin.errors import UserError
 from mmplugin.files import atomic_write, reason, require_file
 from mmplugin.search.conditions import FUNCTION, MACHINE, PROBES, Conditions, differences, processor_name
-from mmplugin.search.fitted import FittedModel, InSituModel
+from mmplugin.search.fitted import PRODUCTS, FittedModel, InSituModel
 from mmplugin.search.latency import CheckRow, LatencyTable, refuse_seconds
 from mmplugin.search.parts import Part, parts_of
 from mmplugin.text import some
 
 KIND = 'mmplugin latency table'
 MEASURE_ANEW = 'Run the same command without --latency-table to measure a table here'
+LARGEST_FILE = 1 << 26  # bytes; tables have a few hundred kilobytes
+MOST_SIZES, LARGEST_SIZE = 8, 1_000_000  # of a part
 
 
 def write_table(table: LatencyTable, path: Path) -> None:
@@ -50,7 +52,7 @@ def read_table(cls: type[LatencyTable], path: Path, expected: dict[str, Any]) ->
 
 def _read_json(cls: type[LatencyTable], path: Path) -> LatencyTable:
     try:
-        require_file(path)
+        require_table(path)
         content = json.loads(path.read_text(encoding='utf-8'))
     except UserError:
         raise
@@ -64,7 +66,7 @@ def _read_json(cls: type[LatencyTable], path: Path) -> LatencyTable:
         raise UserError(f'{path}: the unit of the times is {content.get("unit")!r}; allowed is "ms"')
     try:
         table = _table_from(cls, content)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         if isinstance(error, UserError):
             raise UserError(f'{path}: {error}') from error
         raise UserError(f'{path} is damaged ({type(error).__name__}: {error}). {MEASURE_ANEW}') from error
@@ -84,13 +86,26 @@ def _table_from(cls: type[LatencyTable], content: dict[str, Any]) -> LatencyTabl
         coefficients = {kind: [_time(value, 0.0) for value in row] for kind, row in content['coefficients'].items()}
         model = FittedModel(conditions.family, conditions.size, conditions.batch, coefficients)
     else:
-        model = InSituModel(
-            {Part(kind, int(stage), tuple(map(int, sizes))): _time(ms) for kind, stage, sizes, ms in content['entries']}
-        )
+        model = InSituModel({_part(kind, stage, sizes): _time(ms) for kind, stage, sizes, ms in content['entries']})
     for row in checks:
         for part in parts_of(conditions.family, row.arch):
             model(part)  # a missing entry is refused here, not in the middle of a search
     return cls(conditions, model, checks)
+
+
+def require_table(path: Path, most: int = LARGEST_FILE) -> None:
+    """Refuse a file that cannot be a table, before it is read."""
+    if require_file(path).st_size > most:
+        raise UserError(f'{path} has more than {most >> 20} MiB, which no table of times has')
+
+
+def _part(kind: Any, stage: Any, sizes: Any) -> Part:
+    whole = [stage, *sizes]
+    if kind not in PRODUCTS or len(whole) > MOST_SIZES or not all(isinstance(value, int) for value in whole):
+        raise UserError(f'there is no part {some([kind, *whole], MOST_SIZES)}; allowed kinds: {", ".join(PRODUCTS)}')
+    if not (0 <= stage <= MOST_SIZES and all(1 <= size <= LARGEST_SIZE for size in sizes)):
+        raise UserError(f'{kind} has the stage and sizes {some(whole, MOST_SIZES)}; allowed are numbers above 0')
+    return Part(kind, stage, tuple(sizes))
 
 
 def _time(value: Any, least: float = 1e-9) -> float:

@@ -1,11 +1,13 @@
 """Images with too many pixels are refused by their header, and pipes, devices and sockets before they are opened."""
 
+import json
 import os
 import socket
 import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -153,6 +155,56 @@ def test_a_damaged_file_of_a_search_is_one_message_with_its_path(name: str, cont
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=str(tmp_path)):
         SEARCH_FILES[name](tmp_path / name)
+
+
+@pytest.fixture(scope='module')
+def table() -> dict[str, Any]:
+    """Return a latency table of which nothing was timed."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder, 'latency.json')
+        LatencyTable.measure('v2', (64, 64), around='s0', clock=lambda part: sum(part.sizes) / 1e3).save(path)
+        return json.loads(path.read_text())
+
+
+NETWORK = dict(
+    widths=[32, 48, 96, 176], depths=[2, 2, 6, 4], attention_blocks=[2, 2], ratios=[[4] * n for n in (2, 2, 6, 4)]
+)
+WRONG_NETWORKS: list[Any] = [
+    5, [], {}, dict(NETWORK, depths=[10**9] * 4), dict(NETWORK, depths=[2] * 4, hidden=[[1] * 10**5] * 4),
+    dict(NETWORK, ratios=[[10**400] * n for n in (2, 2, 6, 4)]),
+    *(dict(NETWORK, widths=[width] * 4) for width in (10**400, 1e9, 60000, -1, float('nan'), 'a')),
+]  # fmt: skip
+WRONG_PARTS: list[Any] = [
+    ['evil', 0, [1], 1], ['stem', 99, [1], 1], ['stem', -1, [1], 1], ['stem', float('inf'), [1], 1], [{}, 0, [1], 1],
+    *(['ffn', 0, sizes, 1] for sizes in ([], ['a'], [0], [-1], [10**400], [1] * 10**6)),
+    *(['ffn', 0, [1, 1], ms] for ms in (10**400, float('nan'), 0, True, 'a')), ['ffn', 0, [1, 1]], 'abcd', 5,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize('arch', WRONG_NETWORKS, ids=range(len(WRONG_NETWORKS)))
+def test_a_network_of_absurd_size_is_refused_wherever_it_is_read(arch: Any, table: dict[str, Any], tmp_path: Path):
+    (tmp_path / 'arch.json').write_text(json.dumps(dict(type='EfficientFormerV2', arch=arch)))
+    with pytest.raises(UserError, match=r'arch\.json'):
+        read_arch(tmp_path / 'arch.json')
+    checks = [dict(table['checks'][0], arch=arch), *table['checks'][1:]]
+    (tmp_path / 'latency.json').write_text(json.dumps(dict(table, checks=checks)))
+    with pytest.raises(UserError, match=r'latency\.json'):
+        LatencyTable.load(tmp_path / 'latency.json')
+
+
+def test_parts_of_absurd_size_are_refused(table: dict[str, Any], tmp_path: Path):
+    for part in WRONG_PARTS:
+        (tmp_path / 'latency.json').write_text(json.dumps(dict(table, entries=[*table['entries'], part])))
+        with pytest.raises(UserError, match=r'latency\.json'):
+            LatencyTable.load(tmp_path / 'latency.json')
+
+
+@pytest.mark.parametrize('line', ['', '5', '[]', '{}', '"a"', '{"number": 0, "arch": {}, "loss": NaN, "measured": 1}',
+                                  '{"number": 0, "arch": {}, "loss": 1, "measured": []}'])  # fmt: skip
+def test_a_trace_without_its_numbers_is_refused(line: str, tmp_path: Path):
+    (tmp_path / 'trace.jsonl').write_text(line)
+    with pytest.raises(UserError, match=r'--resume: .*trace\.jsonl cannot be read'):
+        read_trace(tmp_path / 'trace.jsonl')
 
 
 def test_training_without_its_check_does_not_wait_for_a_pipe(tiny_sets: None, tmp_path: Path, capsys):
