@@ -129,6 +129,7 @@ class RoIForm(Form):
         masks = self._masks(maps, boxes, labels)
         boxes = boxes / (valid.float() / original.float()).flip(0).repeat(2)
         if self.full_masks:
+            assert self.mask_threshold is not None
             masks = paste(masks, boxes, original, self.mask_threshold)
         return boxes, scores, labels, masks
 
