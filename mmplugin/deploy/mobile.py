@@ -65,6 +65,18 @@ def _quiet() -> Iterator[None]:
         logging.disable(warned)
 
 
+def _plain(program: Any) -> Any:
+    """Return a program without operators that change their input, and without ``alias``, which coremltools refuses."""
+    program = program.run_decompositions({})
+    for node in list(program.graph.nodes):
+        if node.target == torch.ops.aten.alias.default:
+            node.replace_all_uses_with(node.args[0])
+            program.graph_signature.replace_all_uses(node.name, node.args[0].name)
+            program.graph.erase_node(node)
+    program.graph_module.recompile()
+    return program
+
+
 def write_executorch(program: Any, found: Traceable, path: Path) -> None:
     """Lower a program to XNNPACK, and write it with its metadata as the methods ``mmplugin`` and ``outputs``."""
     with _quiet():
@@ -91,7 +103,7 @@ def _folded(program: Any) -> Any:
     """
     from executorch.exir.passes.constant_prop_pass import constant_prop_pass
 
-    program, index = program.run_decompositions({}), torch.ops.aten.index_select.default
+    program, index = _plain(program), torch.ops.aten.index_select.default
     sizes = [math.prod(node.meta['val'].shape) for node in program.graph.nodes if node.target == index]
     return constant_prop_pass(program, {index} if max(sizes, default=0) > LARGEST_BIAS else set())
 
@@ -103,7 +115,7 @@ def write_coreml(program: Any, found: Traceable, path: Path) -> None:
 
         try:
             model = coremltools.convert(
-                program.run_decompositions({}),
+                _plain(program),
                 minimum_deployment_target=coremltools.target.iOS16,
                 compute_precision=coremltools.precision.FLOAT32,
                 skip_model_load=True,
