@@ -13,7 +13,7 @@ from mmengine.registry import DefaultScope
 from PIL import Image, ImageDraw, ImageFont
 
 from mmplugin import stack
-from mmplugin.config_edits import is_segmentation
+from mmplugin.config_edits import is_classification, is_segmentation
 from mmplugin.data.layouts.numbering import IGNORED
 from mmplugin.data.load_errors import name_files_in_errors_
 from mmplugin.data.splits import sample, splits
@@ -37,12 +37,14 @@ def draw_sheet(cfg: Config, target: Path) -> bool:
     The dataset of the config loads images and annotations, so the sheet shows what training sees.
 
     Args:
-        cfg: A detection or segmentation config.
+        cfg: The config.
         target: The file; its suffix is the format.
 
     Returns:
-        Whether there are local training images to draw.
+        Whether there are local training images to draw; those of a classifier are not drawn.
     """
+    if is_classification(cfg):  # a folder per class needs no drawing
+        return False
     training = [split for split in splits(cfg) if split.name == 'train' and split.dataset_class and not split.remote]
     if not training:
         return False

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from mmplugin import cli
 from mmplugin.classification.folders import read_folders, write_lists
 from mmplugin.errors import UserError
 
@@ -78,3 +80,19 @@ def test_chosen_classes(tmp_path):
     assert read_folders(root, ['c', 'a']).images['val'] == [('val/a/1.jpg', 0), ('val/c/1.jpg', 1)]
     with pytest.raises(UserError, match=r'has no folder .*d.*; its folders: a, b, c'):
         read_folders(root, ['d'])
+
+
+def test_the_check_of_a_clean_set_ends_well(tmp_path):
+    for name in ('a', 'b'):
+        (tmp_path / 'data' / name).mkdir(parents=True)
+        for i in range(2):
+            Image.new('RGB', (8, 8)).save(tmp_path / 'data' / name / f'{i}.png')
+    words = [
+        'check-data',
+        'evit_m0_imagenet',
+        '--data-root',
+        str(tmp_path / 'data'),
+        '--work-dir',
+        str(tmp_path / 'work'),
+    ]
+    assert cli.main(words) == 0
