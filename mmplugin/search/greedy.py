@@ -135,7 +135,7 @@ class Greedy:
 
     def memory(self) -> dict[str, Any]:
         """Return what a later search needs to continue as this one would."""
-        return dict(state=self.state, losses=self.losses, known=self.known, evaluations=self.evaluations)
+        return dict(state=self.state, losses=self.losses, known=dict(self.known), evaluations=self.evaluations)
 
     def remember(self, memory: Mapping[str, Any]) -> None:
         """Continue from ``memory``."""

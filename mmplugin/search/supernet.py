@@ -18,6 +18,7 @@ def elastic_space_of(model: Any) -> ElasticSpace:
     family, arch = family_of(model.backbone), model.backbone.settings
     names = {*ElasticSpace.below(family, arch).largest(), 'width'}
     fixed = {name.replace('hidden', 'ratio') for name in space_of(model).fixed}
+    fixed |= {f'attention.{stage}' for stage in range(model.backbone.num_stages, len(arch['widths']))}  # not built
     return ElasticSpace.below(family, arch, sorted(fixed & names))
 
 

@@ -1,17 +1,19 @@
 """The supernet against separately built networks: what is searched is what is extracted, in bits and gradients."""
 
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from mmplugin.backbones import FAMILIES
+from mmplugin.backbones import FAMILIES, EfficientFormerV2
 from mmplugin.errors import UserError
 from mmplugin.search.elastic import ElasticBackbone
 from mmplugin.search.pools import Pools
 from mmplugin.search.slices import attention_counts
 from mmplugin.search.space import arch_with, sizes_of
 from mmplugin.search.subnet import subnet
+from mmplugin.search.supernet import elastic_space_of
 
 ARCHS = {
     'v1': dict(widths=(16, 24, 32, 48), depths=(2, 1, 3, 3), attention_blocks=2, key_dim=8, value_dim=16),
@@ -178,3 +180,10 @@ def test_blocks_that_the_large_network_cannot_give_are_refused():
     assert attention_counts('v2', small) == [0, 0, 2, 3]
     with pytest.raises(UserError, match=r'set model\.backbone\.with_cp=False'):
         ElasticBackbone(build('v2', with_cp=True))
+
+
+def test_stages_that_are_not_built_are_not_searched():
+    model = SimpleNamespace(backbone=EfficientFormerV2('s0', out_indices=(0, 1, 2)), neck=None)
+    own = elastic_space_of(model)
+    sizes = [size.split('.') for size in own.actions(own.largest())]
+    assert {stage for kind, stage, *_ in sizes if kind != 'width'} == {'0', '1', '2'}
