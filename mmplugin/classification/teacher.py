@@ -64,7 +64,12 @@ class Teacher:
         except Exception as error:  # timm and its hub client raise many kinds
             raise UserError(f'the teacher {name} cannot be built or downloaded: {error}') from error
         if checkpoint is not None:
-            load_exactly(network, unwrap(checkpoint_io.read(checkpoint)).weights, checkpoint)
+            content = checkpoint_io.read(checkpoint)
+            try:
+                weights = unwrap(content).weights
+            except UserError as error:
+                raise UserError(f'the teacher {checkpoint}: {error}') from error
+            load_exactly(network, weights, checkpoint)
         cfg: Any = network.pretrained_cfg
         return network, [255 * value for value in cfg['mean']], [255 * value for value in cfg['std']], False
 

@@ -3,8 +3,11 @@
 import ast
 import copy
 import resource
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -16,6 +19,7 @@ from mmengine.runner.checkpoint import load_checkpoint
 
 import mmplugin
 from mmplugin import stack
+from mmplugin.classification.teacher import Teacher
 from mmplugin.cli import main
 from mmplugin.convert import command as convert
 from mmplugin.engine.predictor import Predictor
@@ -41,9 +45,18 @@ def _load_checkpoint(tiny: Tiny, path: Path, folder: Path) -> None:
     load_checkpoint(torch.nn.Linear(2, 2), str(path))
 
 
+def _teacher(tiny: Tiny, path: Path, folder: Path) -> None:
+    network = torch.nn.Linear(2, 2)  # in place of timm's
+    network.pretrained_cfg = dict(mean=(0, 0, 0), std=(1, 1, 1))  # type: ignore[assignment]
+    with patch.dict(sys.modules, timm=SimpleNamespace(create_model=lambda name, **settings: network)):
+        Teacher(dict(timm='x', checkpoint=str(path)), torch.zeros(3, 1, 1), torch.ones(3, 1, 1), 2).build()
+
+
 # All ways in. A new one also has to be added to READERS below.
 WAYS: dict[str, Callable[[Tiny, Path, Path], object]] = {
     'convert': lambda tiny, path, folder: convert.main([str(path), str(folder / 'out.pth'), '--force']),
+    'convert --ema': lambda tiny, path, folder: convert.main([str(path), str(folder / 'out.pth'), '--force', '--ema']),
+    'teacher': _teacher,
     'test': lambda tiny, path, folder: tiny.test(folder, path),
     'test --allow-partial': lambda tiny, path, folder: tiny.test(folder, path, '--allow-partial'),
     'train --resume': lambda tiny, path, folder: tiny.train(folder, '--resume', path),
