@@ -141,6 +141,7 @@ def test_budgets_that_are_met_or_cannot_be_met_are_refused_before_anything_is_tr
         search('v2', tmp_path, latency='1%')
 
 
+@pytest.mark.slow
 def test_parameters_and_multiply_adds_are_targets_too(tmp_path):
     folder = tmp_path / 'work'
     folder.mkdir()
@@ -156,6 +157,7 @@ def test_parameters_and_multiply_adds_are_targets_too(tmp_path):
             Clockless(cfg, options(recover=0), budget).run()
 
 
+@pytest.mark.slow
 def test_a_target_that_turns_out_to_be_out_of_reach_ends_with_what_was_found(tmp_path, capsys):
     """The smallest network is a little slower than the target: by less than what is refused at once."""
     smallest = Space.below('v2', FEW_BLOCKS['v2']).smallest()
@@ -226,6 +228,7 @@ class Unlike(Ruler):
         return HEAD_MS + sum(part_ms('v2')(part) * (40 if part.stage == 3 else 1) for part in parts)
 
 
+@pytest.mark.slow
 def test_a_round_that_removes_too_much_is_repeated(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Clockless, 'meter_class', Unlike)
     trace = search('v2', tmp_path, '80%', dict(arch='s0'), recover=0).trace
