@@ -13,7 +13,7 @@ from torch import nn
 import mmplugin
 from mmplugin.backbones import DenseBackbone
 from mmplugin.deploy import export, mobile
-from mmplugin.deploy.forms import FeatureForm
+from mmplugin.deploy.forms import FeatureForm, level_names
 from mmplugin.deploy.metadata import Metadata
 from mmplugin.deploy.models import Traceable, least_sides
 from mmplugin.deploy.runtimes import open_file
@@ -55,8 +55,12 @@ def _program(module: nn.Module, size: Sequence[int], dynamic: bool) -> tuple[Any
             f'{height}x{width}: this {"dynamic file" if dynamic else "backbone"} takes images whose short side is '
             f'{least[0]} or more, and whose long side is {least[1]} or more; choose a larger size'
         )
-    with torch.no_grad():
-        strides = [round(height / level.shape[2]) for level in form(torch.zeros(1, 3, height, width))]
+    if isinstance(backbone, DenseBackbone):
+        names = level_names(form)
+    else:  # a network of timm may be for one size
+        with torch.no_grad():
+            levels = form(torch.zeros(1, 3, height, width))
+        names = tuple(f'stride{round(height / level.shape[2])}' for level in levels)
     metadata = Metadata(
         name=type(backbone).__name__,
         kind='features',
@@ -67,7 +71,7 @@ def _program(module: nn.Module, size: Sequence[int], dynamic: bool) -> tuple[Any
         resize={'fit': [height, width]},
         versions=dict(mmplugin=mmplugin.__version__, torch=torch.__version__),
     )
-    found = Traceable(form, ('tensor',), {0: (2, 3)}, tuple(f'stride{stride}' for stride in strides), metadata)
+    found = Traceable(form, ('tensor',), {0: (2, 3)}, names, metadata)
     return export.program_of(found), found
 
 

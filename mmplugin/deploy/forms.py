@@ -105,6 +105,18 @@ class FeatureForm(nn.Module):
         return tuple(maps if self.neck is None else self.neck(maps))
 
 
+@torch.no_grad()
+def level_names(form: FeatureForm, side: int = 512) -> tuple[str, ...]:
+    """Return the names of the maps: 'stride8', 'stride16', ...
+
+    Args:
+        form: Backbone with or without a neck.
+        side: Side of an image, a multiple of all strides: on a small image, two of the last maps have one cell.
+    """
+    levels = form(torch.zeros(1, 3, side, side))
+    return tuple(f'stride{round(side / level.shape[2])}' for level in levels)
+
+
 class SemanticForm(Form):
     """Semantic FPN: a class for each pixel of the original image."""
 

@@ -14,7 +14,15 @@ import mmplugin
 from mmplugin.backbones import DenseBackbone, EfficientViTMSRA
 from mmplugin.backbones.efficientvit_msra import WINDOW
 from mmplugin.deploy.detectors import RetinaForm, RoIForm
-from mmplugin.deploy.forms import SUPPORTED, FeatureForm, Form, SemanticForm, TensorForm, replace_upsampling_
+from mmplugin.deploy.forms import (
+    SUPPORTED,
+    FeatureForm,
+    Form,
+    SemanticForm,
+    TensorForm,
+    level_names,
+    replace_upsampling_,
+)
 from mmplugin.deploy.metadata import Metadata, sha256
 from mmplugin.errors import UserError
 
@@ -205,12 +213,8 @@ def _features(model: Any, choice: Choice, common: dict[str, Any]) -> Traceable:
     if choice.what == 'neck' and not getattr(model, 'with_neck', False):
         raise UserError('--what neck: this model has no neck; use --what backbone')
     module = FeatureForm(model.backbone, model.neck if choice.what == 'neck' else None).eval()
-    x = torch.randn(1, 3, *choice.size)
-    with torch.no_grad():
-        strides = [round(choice.size[0] / level.shape[2]) for level in module(x)]
     metadata = Metadata(kind='features', input='tensor', **common)
-    names = tuple(f'stride{stride}' for stride in strides)
-    return Traceable(module, ('tensor',), {0: (2, 3)}, names, metadata)
+    return Traceable(module, ('tensor',), {0: (2, 3)}, level_names(module), metadata)
 
 
 def _require_divisible(size: Sequence[int], divisor: int) -> None:
