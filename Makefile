@@ -6,8 +6,8 @@ VENV_DOCS := .venv-docs
 PYTEST := python -m pytest -q
 QUICK := -m "not slow and not faults and not gpu"
 # Two processes; the tests of a file stay together, because they share what is slow to build, and start in the order of
-# tests/conftest.py. -n 0: one process.
-PARALLEL ?= -n 2 --dist loadfile --no-loadscope-reorder
+# tests/conftest.py. A lost process fails the run and does not come back. -n 0: one process.
+PARALLEL ?= -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 COVERAGE := --cov --cov-report=term
 WORK := work_dirs/demo
 # On Linux, PyPI's torch is the CUDA build, several gigabytes. Without an NVIDIA GPU, this index has a smaller build.

@@ -20,7 +20,7 @@ from mmplugin.errors import UserError
 from mmplugin.files import atomic_write, reason
 from mmplugin.text import printable
 
-from .untrusted import bounded_memory, check_archive, check_content, check_nesting, pickle_globals
+from .untrusted import check_archive, check_content, check_memory, check_nesting, pickle_globals
 
 SAFETENSORS = '.safetensors'
 
@@ -166,12 +166,17 @@ def _read_torch(path: Path, trust: bool) -> Mapping[str, Any]:
     mapped = zipfile.is_zipfile(path)  # files of torch < 1.6 are not archives and cannot be mapped
     if mapped:
         check_archive(path)
-    if not trust:
-        check_nesting(path)
-    try:
-        with _only(() if trust else allowed_globals()), bounded_memory(path, trust), warnings.catch_warnings():
+
+    def attempt() -> Mapping[str, Any]:
+        with _only(() if trust else allowed_globals()), warnings.catch_warnings():
             warnings.filterwarnings('ignore', message='Detected pickle protocol')  # it is read all the same, or refused
             return torch.load(path, map_location='cpu', weights_only=not trust, mmap=mapped)
+
+    if not trust:
+        check_nesting(path)
+        check_memory(path, attempt)
+    try:
+        return attempt()
     except pickle.UnpicklingError as error:
         found = re.findall(r'(?:GLOBAL|Unsupported global:|class) ([\w.]+\.[\w.]+)', str(error))
         forbidden = _forbidden(path, found)
@@ -182,12 +187,8 @@ def _read_torch(path: Path, trust: bool) -> Mapping[str, Any]:
             f'{path} refused: it contains {blocked}, which could run code when loaded. '
             f'If you trust the source of the file, use --trust'
         ) from error
-    except PermissionError:
+    except (PermissionError, MemoryError):
         raise
-    except MemoryError as error:
-        raise UserError(
-            f'{path} refused: reading it takes more memory than its {path.stat().st_size:,} bytes can need'
-        ) from error
     except Exception as error:  # torch's unpickler raises whatever the bytes of a damaged file provoke
         raise _damaged(path, error) from error
 

@@ -1,16 +1,19 @@
 """Checks of a file from a stranger, before and after it is unpickled. Nothing in it is executed."""
 
+import faulthandler
 import io
+import os
 import pickletools
 import reprlib
+import signal
 import sys
-import threading
+import time
+import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 import torch
 
@@ -22,43 +25,81 @@ REAL = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.compl
 WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
 LARGEST_EXPANDED = 1 << 30  # bytes that a tensor may have without storing them, as torch.Tensor.expand() makes it
 LONGEST_NAME = 2000  # characters, of a tensor and of all dicts around it
-SPARE = 320 << 20  # bytes that reading a file may take beyond twice its size
+SPARE = 320 << 20  # bytes of memory that reading a file may take beyond twice its size
+LONGEST_READ, SLOWEST_READ = 60, 5 << 20  # seconds that reading a file may take, and bytes that add another one
+OUT_OF_MEMORY = 3  # exit code of the process that tries to read a file
 LEGACY_PICKLES = 5  # at the start of a file of torch < 1.6, before the values
 # Values that the operations of a pickle may take: some, and some more for each of its bytes.
 MOST_TOUCHED, TOUCHED_PER_BYTE = 1_000_000, 20
-_one_limit = threading.Lock()
 
 
-@contextmanager
-def bounded_memory(path: Path, trust: bool = False) -> Iterator[None]:
-    """Limit the memory that this process can reserve while it reads a file.
+def check_memory(path: Path, read: Callable[[], object]) -> None:
+    """Read a file in a forked process first, and refuse it if that takes too much memory or time, or crashes.
 
-    Some constructors that torch accepts in a checkpoint, such as ``bytearray``, make gigabytes of a few bytes. There is
-    no limit for files that are trusted, nor on other systems than Linux.
-
-    Raises:
-        MemoryError: The limit was reached.
+    Some constructors that torch accepts in a checkpoint, such as ``bytearray``, make gigabytes of a few bytes. A limit
+    holds for a whole process, so it is set in a process of its own: other threads of this one are not affected. There
+    is no check on other systems than Linux. Every other error is left to the caller, who reads the file again.
     """
-    if trust or sys.platform != 'linux':
-        yield
+    if sys.platform != 'linux':
         return
-    import resource
+    size = path.stat().st_size
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', DeprecationWarning)  # Python 3.12, of fork beside threads; the child reads only
+        child = os.fork()
+    if child == 0:
+        _read_and_exit(read, 2 * size + SPARE)
+    seconds = LONGEST_READ + size / SLOWEST_READ
+    try:
+        status = _wait(child, seconds)
+    except BaseException:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        raise
+    if status == OUT_OF_MEMORY:
+        raise UserError(f'{path} refused: reading it takes more memory than its {size:,} bytes can need')
+    if status is None:
+        raise UserError(f'{path} refused: reading it takes more than {seconds:.0f} seconds')
+    if status < 0:
+        raise UserError(f'{path} refused: reading it crashes Python ({signal.Signals(-status).name})')
 
-    with _one_limit:  # the limit holds for the whole process
-        before = resource.getrlimit(resource.RLIMIT_AS)
+
+def _read_and_exit(read: Callable[[], object], memory: int) -> NoReturn:
+    """Call ``read`` with this much more memory than the process has now, and exit: the forked process ends here."""
+    status = 0
+    try:
+        import resource
+
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, 1)
+        os.dup2(nothing, 2)  # the parent prints every message
+        faulthandler.disable()
         reserved = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
-        limit = reserved + 2 * path.stat().st_size + SPARE
-        if before[0] != resource.RLIM_INFINITY:
-            limit = min(limit, before[0])
-        try:
-            resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
-            yield
-        except RuntimeError as error:
-            if "can't allocate memory" in str(error):  # of torch's allocator
-                raise MemoryError from error
-            raise
-        finally:
-            resource.setrlimit(resource.RLIMIT_AS, before)
+        now, most = resource.getrlimit(resource.RLIMIT_AS)
+        limit = reserved + memory if now == resource.RLIM_INFINITY else min(reserved + memory, now)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, most))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        read()
+    except MemoryError:
+        status = OUT_OF_MEMORY
+    except BaseException as error:
+        if "can't allocate memory" in str(error):  # of torch's allocator
+            status = OUT_OF_MEMORY
+    finally:
+        os._exit(status)
+
+
+def _wait(child: int, seconds: float) -> int | None:
+    """Return the exit code of a process, or None if it runs longer and was killed."""
+    end, pause = time.monotonic() + seconds, 0.001
+    while time.monotonic() < end:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(pause)
+        pause = min(2 * pause, 0.05)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return None
 
 
 def check_archive(path: Path) -> None:

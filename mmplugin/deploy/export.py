@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mmplugin.deploy import mobile
 from mmplugin.deploy.metadata import KEY, Metadata
 from mmplugin.deploy.models import Traceable
+from mmplugin.deploy.predictor import openvino_core
 from mmplugin.errors import UserError
 from mmplugin.files import atomic_write
 from mmplugin.text import some
@@ -201,7 +202,7 @@ def write_openvino(onnx_file: str | Path, metadata: Metadata, path: str | Path) 
     """Write an ONNX file as OpenVINO's IR: ``path`` and, beside it, the weights as ``.bin``."""
     import openvino
 
-    model = openvino.Core().read_model(str(onnx_file))
+    model = openvino_core().read_model(str(onnx_file))
     model.set_rt_info(metadata.to_json(), KEY)
     openvino.save_model(model, str(path), compress_to_fp16=False)
 

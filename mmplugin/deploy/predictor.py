@@ -17,6 +17,7 @@ resized image differ by one gray level.
 
 import argparse
 import colorsys
+import functools
 import importlib.util
 import io
 import json
@@ -420,13 +421,26 @@ class _OnnxRuntime:
         return dict(zip(self.outputs, self.session.run(None, inputs), strict=True))
 
 
+@functools.cache
+def openvino_core() -> Any:
+    """Return the core of OpenVINO that all models of this process share, which is never destroyed.
+
+    The CPU plugin of a core replaces the alternate signal stack of its thread, and restores the one before it when it
+    is destroyed. After two cores that are destroyed in the order of their creation, the stack is freed memory, and the
+    next signal with a handler crashes Python: after a worker of a ``DataLoader`` ends, for example.
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 class _OpenVino:
     """An ONNX file or an IR in OpenVINO, on the CPU, in float32."""
 
     def __init__(self, path: Path, threads: int):
         import openvino
 
-        core = openvino.Core()
+        core = openvino_core()
         model = core.read_model(str(path))
         keys = ['mmplugin'], ['framework', 'mmplugin']  # of an IR, of an ONNX file
         self.metadata = next((str(model.get_rt_info(key).value) for key in keys if model.has_rt_info(key)), None)

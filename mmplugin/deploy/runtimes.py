@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mmplugin.deploy.predictor import openvino_core
 from mmplugin.errors import UserError
 
 Arrays = Mapping[str, np.ndarray]
@@ -45,7 +46,7 @@ class OpenVino:
         settings: dict[str, Any] = {'INFERENCE_PRECISION_HINT': 'f32', 'NUM_STREAMS': 1}
         if threads:
             settings['INFERENCE_NUM_THREADS'] = threads
-        self.model = openvino.Core().compile_model(str(path), 'CPU', settings)
+        self.model = openvino_core().compile_model(str(path), 'CPU', settings)
         names = [output.get_names() for output in self.model.outputs]  # several of one output
         self.outputs = [next(name for name in sorted(found) if KNOWN.fullmatch(name)) for found in names]
         self.version = openvino.__version__.partition('-')[0]

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ import mmplugin
 from mmplugin import cli, palette
 from mmplugin.deploy import command, predictor
 from mmplugin.deploy.metadata import Metadata
-from mmplugin.deploy.predictor import Prediction, Predictor, PredictorError, ahead
+from mmplugin.deploy.predictor import Prediction, Predictor, PredictorError, ahead, openvino_core
 from mmplugin.errors import UserError
 
 onnx = pytest.importorskip('onnx')
@@ -176,9 +177,29 @@ def test_objects_below_the_score_are_dropped_and_masks_are_images(files):
     assert len(Predictor(files / 'objects.onnx', score=0.1)([image, image])[1]) == 3
 
 
+@pytest.mark.skipif(not hasattr(signal, 'SIGCHLD'), reason='a signal of POSIX')
+def test_signals_work_after_models_of_openvino_are_deleted(files):
+    """A core of OpenVINO left freed memory as the signal stack, so that the end of any child process crashed Python."""
+    pytest.importorskip('openvino')
+    code = f"""
+import faulthandler, signal, subprocess, sys
+from mmplugin.deploy.predictor import Predictor
+from mmplugin.deploy.runtimes import OpenVino
+faulthandler.enable()
+signal.signal(signal.SIGCHLD, lambda *_: print('a child ended', flush=True))
+path = {str(files / 'objects.onnx')!r}
+models = [make() for make in (lambda: Predictor(path, runtime='openvino'), lambda: OpenVino(path)) * 2]
+while models:
+    del models[0]
+subprocess.run([sys.executable, '-c', ''], check=True)
+"""
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, 'a child ended\n'), done.stderr
+
+
 def test_both_runtimes_and_both_forms_of_a_file_give_the_same(files, tmp_path):
     openvino = pytest.importorskip('openvino')
-    model = openvino.Core().read_model(str(files / 'objects.onnx'))
+    model = openvino_core().read_model(str(files / 'objects.onnx'))
     expected = Predictor(files / 'objects.onnx', runtime='onnxruntime')
     model.set_rt_info(json.dumps(expected.metadata), 'mmplugin')
     openvino.save_model(model, tmp_path / 'objects.xml', compress_to_fp16=False)

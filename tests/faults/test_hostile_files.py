@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -48,7 +47,9 @@ def _load_checkpoint(tiny: Tiny, path: Path, folder: Path) -> None:
 def _teacher(tiny: Tiny, path: Path, folder: Path) -> None:
     network = torch.nn.Linear(2, 2)  # in place of timm's
     network.pretrained_cfg = dict(mean=(0, 0, 0), std=(1, 1, 1))  # type: ignore[assignment]
-    with patch.dict(sys.modules, timm=SimpleNamespace(create_model=lambda name, **settings: network)):
+    # Not patch.dict, which would also forget the modules that are imported meanwhile.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, 'timm', SimpleNamespace(create_model=lambda name, **settings: network))
         Teacher(dict(timm='x', checkpoint=str(path)), torch.zeros(3, 1, 1), torch.ones(3, 1, 1), 2).build()
 
 
