@@ -1,4 +1,4 @@
-"""Networks of our own next to the published ones: the part ``own`` of search_proof.py.
+"""Searched networks next to the published ones: the part ``own`` of search_proof.py.
 
 For a detector and a segmentor, the joint search looks for a network that is as fast as V2-S0, below V2-S1, and one that
 is as fast as V2-S1, below V2-S2. Both train from random weights, with equal steps and three seeds, and are tested on
@@ -112,7 +112,7 @@ def found(kind: str, rival: str, steps: int) -> dict[str, Any]:
 
 
 def own_part(quick: bool) -> list[Table]:
-    """Search networks of our own, and train them next to the published ones."""
+    """Search networks, and train them next to the published ones."""
     share = 0.4 if quick else 1.0
     for start in PAIRS.values():
         table(start)
