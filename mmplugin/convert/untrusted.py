@@ -7,7 +7,6 @@ import pickletools
 import reprlib
 import signal
 import sys
-import time
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -43,32 +42,37 @@ def check_memory(path: Path, read: Callable[[], object]) -> None:
     if sys.platform != 'linux':
         return
     size = path.stat().st_size
+    seconds = LONGEST_READ + size / SLOWEST_READ
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', DeprecationWarning)  # Python 3.12, of fork beside threads; the child reads only
         child = os.fork()
     if child == 0:
-        _read_and_exit(read, 2 * size + SPARE)
-    seconds = LONGEST_READ + size / SLOWEST_READ
+        _read_and_exit(read, 2 * size + SPARE, seconds)
     try:
-        status = _wait(child, seconds)
-    except BaseException:
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    except BaseException:  # Ctrl-C
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         raise
     if status == OUT_OF_MEMORY:
         raise UserError(f'{path} refused: reading it takes more memory than its {size:,} bytes can need')
-    if status is None:
+    if status == -signal.SIGALRM:
         raise UserError(f'{path} refused: reading it takes more than {seconds:.0f} seconds')
     if status < 0:
         raise UserError(f'{path} refused: reading it crashes Python ({signal.Signals(-status).name})')
 
 
-def _read_and_exit(read: Callable[[], object], memory: int) -> NoReturn:
-    """Call ``read`` with this much more memory than the process has now, and exit: the forked process ends here."""
+def _read_and_exit(read: Callable[[], object], memory: int, seconds: float) -> NoReturn:
+    """Call ``read`` with this much more memory than the process has now, and exit: the forked process ends here.
+
+    The alarm ends it also if the process that waits for it was killed.
+    """
     status = 0
     try:
         import resource
 
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
         nothing = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nothing, 1)
         os.dup2(nothing, 2)  # the parent prints every message
@@ -86,20 +90,6 @@ def _read_and_exit(read: Callable[[], object], memory: int) -> NoReturn:
             status = OUT_OF_MEMORY
     finally:
         os._exit(status)
-
-
-def _wait(child: int, seconds: float) -> int | None:
-    """Return the exit code of a process, or None if it runs longer and was killed."""
-    end, pause = time.monotonic() + seconds, 0.001
-    while time.monotonic() < end:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(pause)
-        pause = min(2 * pause, 0.05)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return None
 
 
 def check_archive(path: Path) -> None:

@@ -4,11 +4,14 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from fuzz import run
 from fuzz.run import TARGETS
 from fuzz.targets import Failure, Target, check_text
+
+from mmplugin.convert import untrusted
 
 
 def test_every_stored_file_is_read_or_refused():
@@ -26,6 +29,11 @@ def test_every_stored_file_is_read_or_refused():
         (lambda content: 1 / 0, 'ZeroDivisionError'),
         (lambda content: os.kill(os.getpid(), 9), 'the process died with status 9'),
         (lambda content: os.system('true'), 'the file was executed'),
+        (
+            lambda content: untrusted.check_memory(Path(run.__file__), lambda: os.system('true')),
+            r"executed: ['os.system']",
+        ),
+        (lambda content: os.fork() or os._exit(0), 'the file was executed'),
         (lambda content: os.mkdir(run.CANARY), 'the file was executed'),
         (lambda content: time.sleep(60), 'took more than 1 seconds'),
         (lambda content: len(b'x' * (1 << 28)), ' MB'),
