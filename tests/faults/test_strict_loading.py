@@ -77,6 +77,9 @@ def test_counters_of_batch_norm_may_be_missing_as_in_old_files(tiny: Tiny, tmp_p
             del state[key]
 
     tiny.test(tmp_path, _saved(tiny, tmp_path / 'old.pth', _weights(drop_counters)))
+    saved = tiny.content()['state_dict']
+    loaded = tiny.runner.model.state_dict()
+    assert all(torch.equal(loaded[key], saved[key]) for key in saved if not key.endswith('num_batches_tracked'))
 
 
 def test_partial_loading_prints_what_was_not_loaded(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture):
