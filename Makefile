@@ -8,7 +8,6 @@ QUICK := -m "not slow and not faults and not gpu"
 # Two processes; the tests of a file stay together, because they share what is slow to build, and start in the order of
 # tests/conftest.py. A lost process fails the run and does not come back. -n 0: one process.
 PARALLEL ?= -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart=0
-COVERAGE := --cov --cov-report=term
 WORK := work_dirs/demo
 # On Linux, PyPI's torch is the CUDA build, several gigabytes. Without an NVIDIA GPU, this index has a smaller build.
 CPU_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -60,8 +59,8 @@ demo-seg: setup  ## train and evaluate Semantic FPN on the built-in mini set
 	$(VENV)/bin/python tools/train.py configs/segmentation/semfpn_v2_s2.py --mini --work-dir $(WORK)/segmentation
 	@echo "The report: $(CURDIR)/$(WORK)/segmentation/report.html"
 
-test: setup  ## run the tests, except the slow and fault tests, and print the coverage
-	$(VENV)/bin/$(PYTEST) $(QUICK) $(PARALLEL) $(COVERAGE)
+test: setup  ## run the tests, except the slow and fault tests
+	$(VENV)/bin/$(PYTEST) $(QUICK) $(PARALLEL)
 
 test-all: setup  ## run all tests, the slow ones too
 	$(VENV)/bin/$(PYTEST)

@@ -4,7 +4,8 @@
 
 For each seed: train the architecture to classify the built-in single objects, convert the average of its weights, and
 train RetinaNet on the built-in scenes from them, and from random weights, with equal steps and equal settings. Every
-step is a command that a user can type. The warm start of ``--mini`` is left out of both trainings.
+step is a command that a user can type. The warm start of ``--mini`` is left out of both trainings. Each command has one
+thread, and as many run at a time as there are cores.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from rich.console import Console
@@ -44,7 +46,11 @@ def command(name: str, *arguments: object) -> None:
     words = [str(argument) for argument in arguments]
     started = time.perf_counter()
     script = 'convert_weights' if name == 'convert' else name
-    environment = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(TOOLS.parent), os.environ.get('PYTHONPATH', '')])}
+    environment = {
+        **os.environ,
+        'OMP_NUM_THREADS': '1',
+        'PYTHONPATH': os.pathsep.join([str(TOOLS.parent), os.environ.get('PYTHONPATH', '')]),
+    }
     done = subprocess.run(
         [sys.executable, TOOLS / f'{script}.py', *words], env=environment, capture_output=True, text=True, check=False
     )
@@ -53,7 +59,7 @@ def command(name: str, *arguments: object) -> None:
     console.print(f'mmplugin {name} {" ".join(words)}   ({time.perf_counter() - started:.0f} s)', soft_wrap=True)
 
 
-def write_configs(folder: Path) -> tuple[Path, Path]:
+def write_configs(folder: Path) -> None:
     """Write the config of the classifier and that of the detector, both with the architecture."""
     classifier = load_config('v2_s0_imagenet')
     classifier.model.backbone.arch = ARCH
@@ -64,10 +70,8 @@ def write_configs(folder: Path) -> tuple[Path, Path]:
         hook for hook in detector.custom_hooks if hook['type'] not in ('WarmStartHook', 'LayerScaleHook')
     ]
     folder.mkdir(parents=True, exist_ok=True)
-    paths = folder / 'classifier.py', folder / 'detector.py'
-    classifier.dump(paths[0])
-    detector.dump(paths[1])
-    return paths
+    classifier.dump(folder / 'classifier.py')
+    detector.dump(folder / 'detector.py')
 
 
 def best(work_dir: Path, name: str) -> float:
@@ -75,27 +79,43 @@ def best(work_dir: Path, name: str) -> float:
     return read_scalars(work_dir)[1][-1][name]
 
 
+def train_detector(options: argparse.Namespace, seed: int, kind: str, weights: Path | str) -> float:
+    """Train the detector and return its AP50."""
+    work_dir = options.work_dir / f'seed_{seed}' / kind
+    length = ('--iters', options.iters, '--cfg-options', f'train_cfg.val_interval={options.iters}')
+    start = ('--weights', weights, '--seed', seed, '--work-dir', work_dir)
+    command('train', options.work_dir / 'detector.py', *length, *start, '--no-check', '--no-report')
+    return best(work_dir, 'coco/bbox_mAP_50')
+
+
+def pretrain_and_train(options: argparse.Namespace, seed: int) -> tuple[float, float]:
+    """Return the top-1 accuracy of the classifier and the AP50 of the detector that starts from it."""
+    folder = options.work_dir / f'seed_{seed}'
+    length = ('--epochs', options.epochs, '--seed', seed, '--work-dir', folder / 'classifier')
+    command('train', options.work_dir / 'classifier.py', '--mini', *length, '--no-report')
+    backbone = folder / 'backbone.pth'
+    command('convert', folder / 'classifier' / f'epoch_{options.epochs}.pth', backbone, '--ema', '--force')
+    return best(folder / 'classifier', 'accuracy/top1'), train_detector(options, seed, 'pretrained', backbone)
+
+
 def main() -> None:
     """Run everything and print the table."""
     options = parse()
     started = time.perf_counter()
-    classifier, detector = write_configs(options.work_dir)
-    results = []
-    for seed in range(options.seeds):
-        folder = options.work_dir / f'seed_{seed}'
-        seeded = ('--seed', seed, '--no-report')
-        command('train', classifier, '--mini', '--epochs', options.epochs, '--work-dir', folder / 'classifier', *seeded)
-        backbone = folder / 'backbone.pth'
-        checkpoint = folder / 'classifier' / f'epoch_{options.epochs}.pth'
-        command('convert', checkpoint, backbone, '--ema', '--force')
-        found = dict(seed=seed, top1=best(folder / 'classifier', 'accuracy/top1'))
-        for kind, weights in (('pretrained', backbone), ('random', 'none')):
-            work_dir = folder / kind
-            length = ('--iters', options.iters, '--weights', weights, '--work-dir', work_dir, '--no-check')
-            command('train', detector, *length, *seeded)
-            found[kind] = best(work_dir, 'coco/bbox_mAP_50')
-        results.append(found)
-        (options.work_dir / 'results.json').write_text(json.dumps(results, indent=1), encoding='utf-8')
+    write_configs(options.work_dir)
+    seeds = range(options.seeds)
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        pretrained = [pool.submit(pretrain_and_train, options, seed) for seed in seeds]
+        random = [pool.submit(train_detector, options, seed, 'random', 'none') for seed in seeds]
+        results = []
+        try:
+            for seed in seeds:
+                top1, average_precision = pretrained[seed].result()
+                results.append(dict(seed=seed, top1=top1, pretrained=average_precision, random=random[seed].result()))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    (options.work_dir / 'results.json').write_text(json.dumps(results, indent=1), encoding='utf-8')
     names = ('top1', 'pretrained', 'random')
     rows = [(str(row['seed']), *(f'{row[name]:.3f}' for name in names)) for row in results]
     rows.append(('mean', *(f'{statistics.mean(row[name] for row in results):.3f}' for name in names)))
