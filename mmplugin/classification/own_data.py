@@ -12,6 +12,7 @@ from mmplugin.data.converted import FOLDER
 from mmplugin.data.synthetic import ensure_mini_objects
 from mmplugin.engine.data_options import DataOptions
 from mmplugin.engine.image_size import set_size_
+from mmplugin.engine.mini import ADAPTED
 from mmplugin.errors import UserError
 from mmplugin.palette import palette
 
@@ -34,6 +35,9 @@ def apply_mini_(cfg: Config, root: Path) -> None:
     mini = ensure_mini_objects(root)
     cfg.model.teacher, cfg.model.head.distilled = None, False
     _use_(cfg, mini.root, read_folders(mini.root), mini.root)
+    if cfg.get(ADAPTED):
+        return
+    cfg[ADAPTED] = True
     cfg.train_dataloader.update(batch_size=MINI_BATCH, num_workers=0, persistent_workers=False)
     cfg.train_dataloader.sampler.repeats = 1
     for loader in (cfg.val_dataloader, cfg.test_dataloader):

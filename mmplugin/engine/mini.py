@@ -15,18 +15,27 @@ BATCH = 4
 NORM = dict(type='BN', requires_grad=True)  # for randomly initialized parts, which then converge in minutes
 DETECTION_EPOCHS, SEGMENTATION_ITERS = 3, 900
 # Steps of WarmStartHook on crops of single objects. Segmentation needs fewer: every pixel is labeled.
-DETECTION_WARM_UP, SEGMENTATION_WARM_UP = 200, 80
+WARM_START, DETECTION_WARM_UP, SEGMENTATION_WARM_UP = 'WarmStartHook', 200, 80
 OBJECT_WEIGHT = 4.0  # six of the ten classes are objects, but they cover a sixth of the pixels
 ADE_SHORT_SIDE, MINI_SHORT_SIDE, MINI_LONG_SIDE = 512, 160, 768
+ADAPTED = 'mini'  # key of configs that were adapted and written to a file, such as those that a search finds
 
 
 def apply_(cfg: Config, root: Path) -> None:
-    """Adapt any detection or Semantic FPN config of mmplugin to the built-in data set in a folder."""
+    """Adapt any detection or Semantic FPN config of mmplugin to the built-in data set in a folder.
+
+    Of a config that was adapted before, only the data set may change: its settings are those of the first time, or of
+    whoever changed them since.
+    """
     segmentation = is_segmentation(cfg)
-    (_segmentation_ if segmentation else _detection_)(cfg, root)
-    if not cfg.model.backbone.get('init_cfg'):
+    (_use_segmentation_set_ if segmentation else _use_detection_set_)(cfg, root)
+    if not cfg.model.backbone.get('init_cfg') and not any(hook['type'] == WARM_START for hook in cfg.custom_hooks):
         steps = SEGMENTATION_WARM_UP if segmentation else DETECTION_WARM_UP
-        cfg.custom_hooks.append(dict(type='WarmStartHook', steps=steps))
+        cfg.custom_hooks.append(dict(type=WARM_START, steps=steps))
+    if cfg.get(ADAPTED):
+        return
+    cfg[ADAPTED] = True
+    (_segmentation_ if segmentation else _detection_)(cfg)
     # Reading an image takes 2 ms: on two cores, worker processes cost more than they save.
     cfg.train_dataloader.update(batch_size=BATCH, num_workers=0)
     for loader in (cfg.val_dataloader, cfg.test_dataloader):
@@ -56,17 +65,21 @@ def _loaders(cfg: Config, train: str, val: str) -> Iterable[tuple[Any, str]]:
     return ((cfg.train_dataloader, train), (cfg.val_dataloader, val), (cfg.test_dataloader, val))
 
 
-def _detection_(cfg: Config, root: Path) -> None:
+def _use_detection_set_(cfg: Config, root: Path) -> None:
     mini = ensure_mini_coco(root)
     set_classes_(cfg, mini.classes, mini.palette)
     for loader, split in _loaders(cfg, 'train', 'val'):
         loader.dataset.update(
             data_root=str(mini.root), ann_file=f'annotations/{split}.json', data_prefix=dict(img=f'{split}/')
         )
+    set_annotations_(cfg, mini.root / 'annotations' / 'val.json')
+
+
+def _detection_(cfg: Config) -> None:
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         for step in loader.dataset.pipeline:
             if step['type'] == 'Resize':  # images have sides of 160 to 224 pixels
                 step['scale'] = (224, 192)
-    set_annotations_(cfg, mini.root / 'annotations' / 'val.json')
     model = cfg.model
     _narrow_(model)
     model.neck.norm_cfg = NORM
@@ -86,7 +99,7 @@ def _detection_(cfg: Config, root: Path) -> None:
     _set_schedule_(cfg, lr=1e-3, total=DETECTION_EPOCHS, warmup=50, by_epoch=True)
 
 
-def _segmentation_(cfg: Config, root: Path) -> None:
+def _use_segmentation_set_(cfg: Config, root: Path) -> None:
     mini = ensure_mini_ade(root)
     for loader, split in _loaders(cfg, 'training', 'validation'):
         loader.dataset.update(
@@ -98,6 +111,9 @@ def _segmentation_(cfg: Config, root: Path) -> None:
             reduce_zero_label=True,
         )
     set_classes_(cfg, mini.classes, mini.palette)
+
+
+def _segmentation_(cfg: Config) -> None:
     for node in dicts([cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader, cfg.get('tta_pipeline')]):
         if node.get('type') in ('Resize', 'RandomResize'):  # a crop then shows most of an image
             factor = min(node['scale']) / ADE_SHORT_SIDE  # other than 1 for test-time augmentation
@@ -111,7 +127,8 @@ def _segmentation_(cfg: Config, root: Path) -> None:
     cfg.model.neck.norm_cfg = NORM
     cfg.model.decode_head.in_channels = [CHANNELS] * len(cfg.model.decode_head.in_channels)
     cfg.model.decode_head.update(channels=CHANNELS, dropout_ratio=0.0)
-    weights = [1.0 if name in BACKGROUND_NAMES else OBJECT_WEIGHT for name in mini.classes]
+    classes = cfg.train_dataloader.dataset.metainfo.classes
+    weights = [1.0 if name in BACKGROUND_NAMES else OBJECT_WEIGHT for name in classes]
     cfg.model.decode_head.loss_decode = dict(type='BalancedCrossEntropy', class_weight=weights)
     cfg.train_cfg.update(max_iters=SEGMENTATION_ITERS, val_interval=SEGMENTATION_ITERS)
     cfg.default_hooks.checkpoint.interval = SEGMENTATION_ITERS // 2

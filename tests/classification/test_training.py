@@ -60,6 +60,13 @@ def test_every_config_trains_a_step_and_predicts_drawn_images(name, objects):
     assert [tuple(sample.pred_score.shape) for sample in found] == [(6,), (6,)]
 
 
+def test_a_saved_mini_config_is_not_adapted_again(objects, tmp_path):
+    own = {'train_cfg.max_epochs': 2, 'train_dataloader.batch_size': 8}
+    first = load_config('v2_s0_imagenet', mini=True, data_root=objects, cfg_options=own)
+    first.dump(tmp_path / 'saved.py')
+    assert load_config(tmp_path / 'saved.py', mini=True, data_root=objects).to_dict() == first.to_dict()
+
+
 def test_the_whole_recipe_augments_mixes_and_smooths(objects):
     """The pipeline of 300 epochs, without the changes of ``--mini``."""
     cfg = load_config('evit_m0_imagenet', data_root=objects, work_dir=objects)
