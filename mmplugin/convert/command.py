@@ -16,7 +16,7 @@ from .conversion_report import Report, build_backbone, make_report
 from .download import local_path
 from .export import export, wrap
 from .formats import MMPLUGIN, check_arch
-from .verify import class_names, verify
+from .verify import LARGEST_SIDE, LEAST_SIDE, SIDE, class_names, verify
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     report.show(console, args.dst if args.to == MMPLUGIN and not args.whole else None)
     if classifier is not None and args.verify:
         labels = class_names(args.labels, checkpoint, classifier.num_classes)
-        verify(build_backbone(result), classifier, args.verify, labels, console)
+        verify(build_backbone(result), classifier, args.verify, labels, console, args.size)
     checkpoint_io.write(args.dst, content, args.force)
     if args.whole:
         arguments = {key: value for key, value in result.backbone.items() if key not in ('type', 'arch')}
@@ -102,7 +102,17 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     parser.add_argument('--ema', action='store_true', help='convert the moving average of the weights')
     parser.add_argument('--whole', action='store_true', help='include the neck and heads of a detector or segmentor')
     parser.add_argument('--verify', metavar='FOLDER', help='print the top-1 prediction for every image in FOLDER')
+    parser.add_argument(
+        '--size', type=_side, default=SIDE, metavar='N', help='side of the images for --verify (default: %(default)s)'
+    )
     parser.add_argument('--labels', metavar='FILE', help="class names for --verify: one per line, or timm's .json")
     parser.add_argument('--force', action='store_true', help='overwrite DST')
     parser.add_argument('--trust', action='store_true', help='allow SRC to run code while it is loaded')
     return parser
+
+
+def _side(text: str) -> int:
+    """Parse ``--size``."""
+    if not text.isascii() or not text.isdigit() or not LEAST_SIDE <= int(text) <= LARGEST_SIDE:
+        raise argparse.ArgumentTypeError(f'{text}: allowed are {LEAST_SIDE} to {LARGEST_SIDE} pixels')
+    return int(text)

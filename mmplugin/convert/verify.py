@@ -17,11 +17,17 @@ from .classifier import Classifier
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
 SIDE, SHORTER_SIDE = 224, 256
+LEAST_SIDE, LARGEST_SIDE = 32, 2048
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def verify(
-    backbone: nn.Module, classifier: Classifier, folder: str | Path, labels: list[str] | None, console: Console
+    backbone: nn.Module,
+    classifier: Classifier,
+    folder: str | Path,
+    labels: list[str] | None,
+    console: Console,
+    side: int = SIDE,
 ) -> None:
     """Print the top-1 prediction for every image in a folder.
 
@@ -31,11 +37,12 @@ def verify(
         folder: Folder of images. Subfolders are not searched.
         labels: Class names, or None to print class numbers only.
         console: Console to print to.
+        side: Height and width of the images, as in training.
     """
     rows = []
     for path in _images(folder):
         with torch.inference_mode():
-            confidence, index = classifier(backbone(_read(path))[-1]).softmax(1)[0].max(0)
+            confidence, index = classifier(backbone(_read(path, side))[-1]).softmax(1)[0].max(0)
         name = [labels[index]] if labels else []
         rows.append([path.name, str(index.item()), *name, f'{confidence.item():.1%}'])
     head = ['image', 'class', *(['name'] if labels else []), 'confidence']
@@ -82,8 +89,8 @@ def _images(folder: str | Path) -> list[Path]:
     return found
 
 
-def _read(path: Path) -> Tensor:
-    """Read an image as for ImageNet evaluation: shorter side 256, center crop 224x224, normalized."""
+def _read(path: Path, side: int) -> Tensor:
+    """Read an image as for ImageNet evaluation: at 224, its shorter side becomes 256; center crop, normalized."""
     import cv2
     import numpy as np
 
@@ -92,9 +99,9 @@ def _read(path: Path) -> Tensor:
     if image is None:
         raise UserError(f'--verify: {path} is not an image, or damaged')
     height, width = image.shape[:2]
-    scale = SHORTER_SIDE / min(height, width)
+    scale = side * SHORTER_SIDE / SIDE / min(height, width)
     size = (round(width * scale), round(height * scale))
     image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
-    top, left = ((side - SIDE) // 2 for side in image.shape[:2])
-    image = image[top : top + SIDE, left : left + SIDE, ::-1] / 255  # BGR to RGB
+    top, left = ((length - side) // 2 for length in image.shape[:2])
+    image = image[top : top + side, left : left + side, ::-1] / 255  # BGR to RGB
     return torch.from_numpy((image - MEAN) / STD).float().permute(2, 0, 1)[None]

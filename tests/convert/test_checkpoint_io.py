@@ -15,7 +15,7 @@ from parity import kit
 
 from mmplugin.cli import main
 from mmplugin.convert import checkpoint_io as files
-from mmplugin.convert import convert
+from mmplugin.convert import convert, verify
 from mmplugin.errors import UserError
 
 TIMM, AUTHORS, DENSE = 'timm/efficientvit_m0', 'official/efficientvit_m0', 'upstream-coco/efficientformerv2_s0'
@@ -205,6 +205,10 @@ class TestTool:
         assert run(source, tmp_path / 'a.pth', '--verify', images, '--labels', labels) == 0
         assert 'dog.png' in (said := capsys.readouterr().out)
         assert ' dog ' in said
+        assert verify._read(images / 'dog.png', 64).shape == (1, 3, 64, 64)
+        with pytest.raises(SystemExit):
+            run(source, tmp_path / 'a.pth', '--verify', images, '--size', '9')
+        assert '9: allowed are 32 to 2048 pixels' in capsys.readouterr().err
         labels.write_text('dog')
         assert run(source, tmp_path / 'b.pth', '--verify', images, '--labels', labels) == 2
         assert '1 names, but the head has 1000 classes' in capsys.readouterr().err
