@@ -26,7 +26,7 @@ LARGEST_EXPANDED = 1 << 30  # bytes that a tensor may have without storing them,
 LONGEST_NAME = 2000  # characters, of a tensor and of all dicts around it
 SPARE = 320 << 20  # bytes of memory that reading a file may take beyond twice its size
 LONGEST_READ, SLOWEST_READ = 60, 5 << 20  # seconds that reading a file may take, and bytes that add another one
-OUT_OF_MEMORY = 3  # exit code of the process that tries to read a file
+READ, OUT_OF_MEMORY = b'r', b'm'  # what the process that tries to read a file answers
 LEGACY_PICKLES = 5  # at the start of a file of torch < 1.6, before the values
 # Values that the operations of a pickle may take: some, and some more for each of its bytes.
 MOST_TOUCHED, TOUCHED_PER_BYTE = 1_000_000, 20
@@ -43,31 +43,44 @@ def check_memory(path: Path, read: Callable[[], object]) -> None:
         return
     size = path.stat().st_size
     seconds = LONGEST_READ + size / SLOWEST_READ
+    answer, question = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', DeprecationWarning)  # Python 3.12, of fork beside threads; the child reads only
         child = os.fork()
     if child == 0:
-        _read_and_exit(read, 2 * size + SPARE, seconds)
+        _read_and_exit(read, 2 * size + SPARE, seconds, question)
+    os.close(question)
     try:
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        said = os.read(answer, 1)  # nothing if the process was ended
     except BaseException:  # Ctrl-C
         os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
         raise
-    if status == OUT_OF_MEMORY:
+    finally:
+        os.close(answer)
+        ended_by = _signal_that_ended(child)
+    if said == OUT_OF_MEMORY:
         raise UserError(f'{path} refused: reading it takes more memory than its {size:,} bytes can need')
-    if status == -signal.SIGALRM:
+    if not said and ended_by == 'SIGALRM':
         raise UserError(f'{path} refused: reading it takes more than {seconds:.0f} seconds')
-    if status < 0:
-        raise UserError(f'{path} refused: reading it crashes Python ({signal.Signals(-status).name})')
+    if not said:
+        raise UserError(f'{path} refused: reading it crashes Python ({ended_by})')
 
 
-def _read_and_exit(read: Callable[[], object], memory: int, seconds: float) -> NoReturn:
-    """Call ``read`` with this much more memory than the process has now, and exit: the forked process ends here.
+def _signal_that_ended(child: int) -> str:
+    """Wait for the end of a forked process."""
+    try:
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    except ChildProcessError:  # the program ignores SIGCHLD, or waits for all processes itself
+        return 'or takes too long'
+    return signal.Signals(-status).name if status < 0 else ''
+
+
+def _read_and_exit(read: Callable[[], object], memory: int, seconds: float, question: int) -> NoReturn:
+    """Call ``read`` with this much more memory than the process has now, answer, and exit: the forked process ends here.
 
     The alarm ends it also if the process that waits for it was killed.
     """
-    status = 0
+    answer = READ
     try:
         import resource
 
@@ -84,12 +97,13 @@ def _read_and_exit(read: Callable[[], object], memory: int, seconds: float) -> N
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         read()
     except MemoryError:
-        status = OUT_OF_MEMORY
+        answer = OUT_OF_MEMORY
     except BaseException as error:
         if "can't allocate memory" in str(error):  # of torch's allocator
-            status = OUT_OF_MEMORY
+            answer = OUT_OF_MEMORY
     finally:
-        os._exit(status)
+        os.write(question, answer)
+        os._exit(0)
 
 
 def check_archive(path: Path) -> None:

@@ -36,6 +36,20 @@ def test_what_no_file_may_do_is_refused(read, message: str, tmp_path: Path, monk
         untrusted.check_memory(path, read)
 
 
+def test_a_program_may_ignore_how_its_processes_end(tmp_path: Path):
+    path = tmp_path / 'a.pth'
+    path.write_bytes(b'1234')
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        untrusted.check_memory(path, lambda: None)
+        with pytest.raises(UserError, match='more memory than its 4 bytes'):
+            untrusted.check_memory(path, lambda: bytearray(1 << 40))
+        with pytest.raises(UserError, match='crashes Python'):
+            untrusted.check_memory(path, _crash)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
 def test_other_errors_are_left_to_the_reader(tmp_path: Path):
     path = tmp_path / 'a.pth'
     path.write_bytes(b'1234')
