@@ -76,7 +76,7 @@ def _signal_that_ended(child: int) -> str:
 
 
 def _read_and_exit(read: Callable[[], object], memory: int, seconds: float, question: int) -> NoReturn:
-    """Call ``read`` with this much more memory than the process has now, answer, and exit: the forked process ends here.
+    """Call ``read`` with this much more memory than the process has now, answer, and end the forked process.
 
     The alarm ends it also if the process that waits for it was killed.
     """
