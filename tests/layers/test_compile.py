@@ -24,7 +24,12 @@ SIZES = [(500 + 25 * i, 560 + 41 * (3 * i % 8)) for i in range(8)]
 
 @pytest.mark.no_cover  # measuring the compiler's own Python code would take another half of the time
 @pytest.mark.parametrize(
-    'name', [pytest.param('EfficientFormer', marks=pytest.mark.slow), 'EfficientFormerV2', 'EfficientViTMSRA']
+    'name',
+    [
+        pytest.param('EfficientFormer', marks=pytest.mark.slow),
+        'EfficientFormerV2',
+        pytest.param('EfficientViTMSRA', marks=pytest.mark.slow),
+    ],
 )
 def test_compiling_breaks_no_graph_and_seldom_recompiles(name):
     model = build(name, FEW_BLOCKS[name]).eval().fuse()

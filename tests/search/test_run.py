@@ -63,7 +63,9 @@ def comparable(trace):
     return json.loads(json.dumps(trace))
 
 
-@pytest.mark.parametrize('family', CONFIGS)
+@pytest.mark.parametrize(
+    'family', ['v2', pytest.param('evit', marks=pytest.mark.slow), pytest.param('v1', marks=pytest.mark.slow)]
+)
 def test_the_result_is_an_ordinary_network_that_every_tool_takes(family, tmp_path):
     whole = dict(arch='s0') if family == 'v2' else None
     found = search(family, tmp_path, '85%', whole)
@@ -197,6 +199,7 @@ def test_stages_that_are_not_built_are_not_searched():
     assert not found & {'hidden.2.0', 'downsample.1.0', 'downsample.1.1', 'merge.1', 'key.2'}
 
 
+@pytest.mark.slow
 def test_the_library_call_measures_or_takes_a_table_and_saves(tmp_path):
     cfg = Config.fromfile(tiny_config(CONFIGS['v2'], tmp_path))
     table = LatencyTable.measure('v2', SIZE, around='s0', clock=part_ms('v2'))
