@@ -6,12 +6,15 @@ slows the machine for a while slows all of them, and each round gives one ratio.
 
 import multiprocessing
 import os
+import signal
 import statistics
 import sys
+import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -76,9 +79,33 @@ def measure(metric: str, settings: Settings, sides: Sequence[Side], size: Size) 
 
 
 def in_new_process(function: Callable, *args: Any) -> Any:
-    """Call ``function(settings, ...)`` in a new process, with the threads and the device of the settings."""
+    """Call ``function(settings, ...)`` in a new process, with the threads and the device of the settings.
+
+    A terminal sends Ctrl-C to all processes. The new one ignores it, and is ended by this one, which prints a line.
+    """
+    others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context('spawn')) as pool:
-        return pool.submit(_with_settings, function, *args).result()
+        with _ctrl_c_ignored():  # inherited by the new process
+            answer = pool.submit(_with_settings, function, *args)
+            started = set(multiprocessing.active_children()) - others
+        try:
+            return answer.result()
+        except KeyboardInterrupt:
+            for process in started:
+                process.kill()
+            raise
+
+
+@contextmanager
+def _ctrl_c_ignored() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # no other may set handlers
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _with_settings(function: Callable, settings: Settings, *args: object) -> Any:

@@ -18,6 +18,9 @@ from faults.processes import ROOT, Command
 from mmengine.config import Config
 from tiny_training import tiny_config, write
 
+from mmplugin.convert import checkpoint_io
+from mmplugin.engine.runner import build_model
+
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures('tiny_sets')]
 
 CONFIGS = kill.CONFIGS
@@ -265,6 +268,38 @@ def test_a_signal_to_torchrun_saves_a_checkpoint_that_continues_exactly(torchrun
     assert f'SIGTERM: stopped after iteration 3 of 6, saved {tmp_path / "run" / "interrupted.pth"}' in said
     _said(torchrun(tmp_path / 'run', resume=True))
     assert _is_exact(kill.all_tensors(tmp_path / 'run'), kill.all_tensors(tmp_path / 'whole'))
+
+
+# Commands that train nothing, and what they print before the work that a signal interrupts.
+OTHERS = {
+    'export': (['CONFIG', 'CHECKPOINT', '--size', '64x96', '--out', 'OUT/file.onnx'], 'Exporting'),
+    'benchmark': (['v2_s0', '--size', '224', '--json', 'OUT/times.json'], ''),
+    'search': (['CONFIG', '--rank-only', '--target-latency', '50%', '--size', '64', '--work-dir', 'OUT'], ''),
+}
+
+
+@pytest.mark.parametrize(('number', 'code'), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)])
+@pytest.mark.parametrize('name', OTHERS)
+def test_a_signal_to_another_command_leaves_nothing_behind(
+    name: str, number, code: int, detection: Path, tmp_path: Path
+):
+    arguments, printed = OTHERS[name]
+    out = tmp_path / 'out'
+    out.mkdir()
+    places = {'CONFIG': detection, 'CHECKPOINT': tmp_path / 'a.pth', 'OUT': out}
+    if 'CHECKPOINT' in arguments:
+        model = build_model(Config.fromfile(detection))
+        checkpoint_io.write(places['CHECKPOINT'], dict(state_dict=model.state_dict()))
+    for place, path in places.items():
+        arguments = [argument.replace(place, str(path)) for argument in arguments]
+    command = Command([name, *arguments], tmp_path / 'log.txt')
+    assert command.wait_until(lambda: printed in command.printed()), command.printed()
+    time.sleep(2)
+    command.send(number, group=True)
+    assert command.wait(60) == code, command.printed()
+    assert 'Traceback' not in command.printed()
+    assert [path.name for path in out.rglob('*') if path.is_file() and path.name != '.lock'] == []
+    assert command.living_processes() == []
 
 
 def test_the_kill_script_writes_its_result(tmp_path: Path):
