@@ -7,7 +7,6 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from functools import partial
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ from mmplugin.engine.resume import check_optimizer, check_resumable
 from mmplugin.engine.strides import check_strides
 from mmplugin.errors import UserError
 from mmplugin.hooks.progress import ProgressHook, only_warnings_on_terminal
-from mmplugin.hooks.stop_signal import leave_signals_to_parent
+from mmplugin.hooks.stop_signal import leave_signals_to_parent_
 
 MOST_THREADS = 1024  # that a checkpoint may ask for
 
@@ -131,7 +130,7 @@ class CommandRunner(Runner):
         with _prints_to_log(), empty_dataset_is_named(dataloader):
             loader = Runner.build_dataloader(dataloader, *args, **kwargs)
         name_files_in_errors_(loader.dataset)
-        loader.worker_init_fn = partial(leave_signals_to_parent, loader.worker_init_fn)
+        leave_signals_to_parent_(loader)
         return loader
 
     def build_evaluator(self, evaluator: dict | list | Evaluator) -> Evaluator:

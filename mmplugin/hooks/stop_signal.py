@@ -1,10 +1,12 @@
 """StopSignalHook: SIGTERM and Ctrl-C end a training with a checkpoint that continues exactly where it stopped."""
 
+import multiprocessing
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -14,6 +16,7 @@ from mmengine.dist import all_reduce, barrier, get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from rich.console import Console
+from torch.utils.data import DataLoader
 
 INTERRUPTED = 'interrupted.pth'
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
@@ -116,13 +119,46 @@ def _checkpoint_path(runner: Runner) -> Path:
     return Path(runner.work_dir) / INTERRUPTED
 
 
-def leave_signals_to_parent(init: Callable[[int], None] | None, worker: int) -> None:
-    """Initialize a worker of a data loader so that signals to the whole process group do not end it.
+def leave_signals_to_parent_(loader: DataLoader) -> None:
+    """Let a signal to the whole process group not end the workers of a data loader.
 
     The training stops by itself, after an iteration for which it needs its workers. It ends them when it exits.
     """
+    loader.worker_init_fn = partial(_init_worker, loader.worker_init_fn)
+    if loader.num_workers and loader.multiprocessing_context is None and hasattr(signal, 'sigwaitinfo'):  # Linux
+        context = {'fork': _ForkContext, 'spawn': _SpawnContext}.get(multiprocessing.get_start_method())
+        loader.multiprocessing_context = context and context()
+
+
+class _BlockedAtStart:
+    """Block SIGTERM from the first thread of a process on: torch starts others before a worker is initialized."""
+
+    def start(self) -> None:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            super().start()  # type: ignore[misc]  # of the process
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+if hasattr(signal, 'sigwaitinfo'):
+
+    class _ForkProcess(_BlockedAtStart, multiprocessing.context.ForkProcess):
+        pass
+
+    class _SpawnProcess(_BlockedAtStart, multiprocessing.context.SpawnProcess):
+        pass
+
+    class _ForkContext(multiprocessing.context.ForkContext):
+        Process = _ForkProcess
+
+    class _SpawnContext(multiprocessing.context.SpawnContext):
+        Process = _SpawnProcess
+
+
+def _init_worker(init: Callable[[int], None] | None, worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, 'sigwaitinfo'):  # not on macOS and Windows
+    if hasattr(signal, 'sigwaitinfo'):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_obey_parent, daemon=True).start()
     if init is not None:
