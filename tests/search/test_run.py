@@ -92,6 +92,7 @@ def test_the_result_is_an_ordinary_network_that_every_tool_takes(family, tmp_pat
         assert last_weights(tmp_path / 'next').keys() == torch.load(work / 'whole.pth')['state_dict'].keys()
 
 
+@pytest.mark.slow  # the same of --method joint is in the default suite
 def test_a_search_that_was_killed_continues_with_the_same_trace(tmp_path, monkeypatch):
     whole = search('v2', tmp_path / 'whole')
     assert len(whole.trace) > 3
