@@ -76,7 +76,12 @@ def test_the_first_line_states_the_published_result(name: str):
     assert expected[head] in line
 
 
-@pytest.mark.parametrize('name', NAMES)
+LARGE = ('v1_l3', 'v1_l7', 'v2_l')  # their steps take longest; the blocks are those of the smaller ones
+
+
+@pytest.mark.parametrize(
+    'name', [pytest.param(name, marks=pytest.mark.slow) if name.endswith(LARGE) else name for name in NAMES]
+)
 def test_trains_a_step_and_predicts(name: str, tiny_sets: Path):
     cfg = load_config(name, mini=True, data_root=tiny_sets)
     _shrink(cfg)

@@ -319,7 +319,8 @@ class TestWrappers:
 @pytest.mark.parametrize(
     'name',
     [
-        *(f'efficientformer_{arch}' for arch in ('l1', 'l3', 'l7')),
+        *(f'efficientformer_{arch}' for arch in ('l1', 'l3')),
+        pytest.param('efficientformer_l7', marks=pytest.mark.slow),
         *(f'efficientformerv2_{arch}' for arch in ('s0', 's1', 's2', 'l')),
         *(f'efficientvit_m{i}' for i in range(6)),
     ],
