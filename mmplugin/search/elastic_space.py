@@ -15,10 +15,10 @@ from typing import Any
 from mmplugin.backbones import FAMILIES
 from mmplugin.errors import UserError
 
+from .greedy import State
 from .slices import Blocks, attention_counts, default_blocks
 from .space import arch_with, kind_of, sizes_of
 
-State = dict[str, float]
 KINDS = ('width', 'ratio', 'block', 'attention')
 DIVISOR = 8  # of widths and hidden channels; the paper's Table 9 has widths that no larger number divides
 LEAST_DEPTHS = {'v1': (1, 1, 2, 2), 'v2': (1, 1, 2, 2), 'evit': (1, 1, 1)}

@@ -13,9 +13,8 @@ from mmplugin.backbones import DenseBackbone, EfficientFormer
 from mmplugin.errors import UserError
 from mmplugin.hooks.layer_scale import FROM_SCRATCH, set_layer_scales_
 
-from .sandwich import rate_factor
 from .subnet import arguments_of
-from .task import Task
+from .task import Task, rate_factor
 
 ALPHA_RATE, TAU = 3e-3, 1.0
 LAST = 3  # the stage with attention

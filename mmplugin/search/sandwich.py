@@ -23,15 +23,10 @@ from mmplugin.errors import UserError
 
 from .elastic import ElasticBackbone
 from .elastic_space import ElasticSpace, State
-from .task import WARM_UP, Task
+from .task import Task, rate_factor
 
 DRAWN, REDRAWN = 64, 500  # random networks are of so many, which are drawn again after so many iterations
 OWNERS = (0, 1, 2, 3), (0, 1, 1, 0)  # which process runs which network, for four processes and more, and for two
-
-
-def rate_factor(step: int, steps: int) -> float:
-    """Return the factor of the learning rate: it rises for a tenth of the steps, and falls to zero as a cosine."""
-    return min(1.0, (step + 1) / max(1, round(WARM_UP * steps))) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 @contextmanager

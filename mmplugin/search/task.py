@@ -28,6 +28,11 @@ HOLD_OUT, TRAINING, STEP = range(3)  # streams of random numbers
 WARM_UP = 0.1  # share of the steps in which the learning rate rises
 
 
+def rate_factor(step: int, steps: int) -> float:
+    """Return the factor of the learning rate: it rises for a tenth of the steps, and falls to zero as a cosine."""
+    return min(1.0, (step + 1) / max(1, round(WARM_UP * steps))) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
 @contextmanager
 def warnings_only() -> Iterator[None]:
     """Let mmengine log warnings and errors only: it logs every parameter that it initializes."""
@@ -109,8 +114,6 @@ class Task:
     def train(self, first: int, steps: int, lr_factor: float = 1.0) -> Iterator[float]:
         """Train with the optimizer of the config, and yield the loss of each step.
 
-        The learning rate rises for a tenth of the steps and falls to zero as a cosine.
-
         Args:
             first: Number of the first batch.
             steps: Number of steps.
@@ -120,8 +123,7 @@ class Task:
         optimizer = build_optim_wrapper(self.model, copy.deepcopy(self.cfg.optim_wrapper))
         rates = [group['lr'] * lr_factor for group in optimizer.param_groups]
         for step, batch in enumerate(self.batches(first, steps)):
-            warm_up = max(1, round(WARM_UP * steps))
-            factor = min(1.0, (step + 1) / warm_up) * 0.5 * (1 + math.cos(math.pi * step / steps))
+            factor = rate_factor(step, steps)
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group['lr'] = rate * factor
             loss = self.loss(batch, first + step)
