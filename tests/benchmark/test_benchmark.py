@@ -47,14 +47,8 @@ TINY = ('evit_m0', '--size', '32', '--rounds', '1')
         (['v2_s0', '--beside', 'v2_s9'], "'v2_s9' is neither an arch"),
     ],
 )
-def test_a_wrong_argument_ends_with_exit_code_2_before_anything_runs(argv, message, monkeypatch, capsys):
-    monkeypatch.setattr(command, 'run', None)
-    try:
-        code = cli.main(['benchmark', *argv])
-    except SystemExit as error:  # argparse
-        code = error.code
-    assert code == 2
-    assert message in capsys.readouterr().err
+def test_a_wrong_argument_ends_with_exit_code_2_before_anything_runs(argv, message, refusal):
+    assert message in refusal(argv)
 
 
 def test_a_gpu_that_does_not_exist_is_refused(monkeypatch, capsys):
