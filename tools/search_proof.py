@@ -1,20 +1,21 @@
 """Test the claims of the search on this machine, and write what came out into docs/search.md.
 
-    python tools/search_proof.py --part table|prune|joint|own [--quick] [--write docs/search.md]
+    python tools/search_proof.py [--part PART ...] [--quick] [--write docs/search.md]
 
 ``table``: error and rank correlation of predicted latency, on networks that the table has not seen. ``prune``: 30 % of
 the backbone's latency is removed from a trained segmentor, by Taylor expansion, by magnitude and at random, with three
 seeds; then the result is trained, next to a network that was narrowed uniformly and starts from random weights.
 ``joint``: networks that the joint search finds, next to those of other ways to reach the same latency, trained from
-random weights. ``own``: networks that are found as fast as published ones, next to them. Each result is kept in
-work_dirs/search_proof, so that a second call continues. A claim that fails is printed as failed.
+random weights. ``own-segmentation`` and ``own-detection``: networks that are found as fast as published ones, next to
+them. Each result is kept in work_dirs/search_proof, so that a second call continues. A claim that fails is printed as
+failed.
 """
 
 import argparse
 import copy
 import statistics
 from datetime import date
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +215,13 @@ def prune_part(quick: bool) -> list[Table]:
     ]
 
 
-PARTS = {'table': table_part, 'prune': prune_part, 'joint': joint_part, 'own': own_part}
+PARTS = {
+    'table': table_part,
+    'prune': prune_part,
+    'joint': joint_part,
+    'own-segmentation': partial(own_part, 'segmentation'),
+    'own-detection': partial(own_part, 'detection'),
+}
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Searched networks next to the published ones: the part ``own`` of search_proof.py.
+"""Searched networks next to the published ones: the parts ``own-...`` of search_proof.py.
 
 For a detector and a segmentor, the joint search looks for a network that is as fast as V2-S0, below V2-S1, and one that
 is as fast as V2-S1, below V2-S2. Both train from random weights, with equal steps and three seeds, and are tested on
@@ -111,29 +111,25 @@ def found(kind: str, rival: str, steps: int) -> dict[str, Any]:
     return dict(arch=space.arch(greedy.state), evaluations=greedy.evaluations)
 
 
-def own_part(quick: bool) -> list[Table]:
-    """Search networks, and train them next to the published ones."""
+def own_part(kind: str, quick: bool) -> list[Table]:
+    """Search networks for a kind of task, and train them next to the published ones."""
     share = 0.4 if quick else 1.0
     for start in PAIRS.values():
         table(start)
-    runs = [(kind, rival) for kind in TASKS for rival in PAIRS]
     searches = kept_all(
-        {
-            f'own_{kind}_{rival}_{share}': partial(found, kind, rival, round(share * TASKS[kind][4]))
-            for kind, rival in runs
-        }
+        {f'own_{kind}_{rival}_{share}': partial(found, kind, rival, round(share * TASKS[kind][4])) for rival in PAIRS}
     )
+    steps = round(share * TASKS[kind][3])
     trainings = {}
-    for kind, rival in runs:
+    for rival in PAIRS:
         archs = {'found': searches[f'own_{kind}_{rival}_{share}']['arch'], 'published': published(rival)}
         for who, arch in archs.items():
             for seed in SEEDS:
-                steps = round(share * TASKS[kind][3])
                 name = f'own_{who}_{kind}_{rival}_{seed}_{share}'
                 trainings[name] = partial(from_scratch, kind, seed, arch, steps)
     scores = kept_all(trainings)
     rows, archs = [], []
-    for kind, rival in runs:
+    for rival in PAIRS:
         name = f'own_{kind}_{rival}_{share}'
         arch = searches[name]['arch']
         ratio = kept(
@@ -144,19 +140,19 @@ def own_part(quick: bool) -> list[Table]:
         )
         gains = [a - b for a, b in zip(own, theirs, strict=True)]
         rows.append((
-            kind, f'v2_{rival}', f'{ratio:.0%}', ' '.join(f'{score:.3f}' for score in own),
+            f'v2_{rival}', f'{ratio:.0%}', ' '.join(f'{score:.3f}' for score in own),
             ' '.join(f'{score:.3f}' for score in theirs), f'{statistics.mean(gains):+.3f}',
             f'{sum(gain > 0 for gain in gains)} of {len(SEEDS)}',
         ))  # fmt: skip
-        archs.append((kind, f'v2_{rival}', *(' '.join(map(str, arch[key])) for key in ('widths', 'depths')),
+        archs.append((f'v2_{rival}', *(' '.join(map(str, arch[key])) for key in ('widths', 'depths')),
                       ' '.join(map(str, arch['attention_blocks'])), hidden_text(arch)))  # fmt: skip
-    steps = ', '.join(f'{kind} {round(share * TASKS[kind][3])} steps, {TASKS[kind][2]}' for kind in TASKS)
     return [
         Table(
-            f'Found and published networks, trained from random weights ({steps}; seeds {" ".join(map(str, SEEDS))})',
-            ['task', 'next to', 'latency', 'found', 'published', 'mean difference', 'found is better'], rows,
+            f'Found and published networks, trained from random weights ({kind}, {steps} steps, {TASKS[kind][2]}; '
+            f'seeds {" ".join(map(str, SEEDS))})',
+            ['next to', 'latency', 'found', 'published', 'mean difference', 'found is better'], rows,
         ),
-        Table('The networks', ['task', 'next to', 'widths', 'depths', 'attention', 'hidden channels'], archs),
+        Table('The networks', ['next to', 'widths', 'depths', 'attention', 'hidden channels'], archs),
     ]  # fmt: skip
 
 
