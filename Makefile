@@ -65,7 +65,7 @@ test: setup  ## run the tests, except the slow and fault tests
 test-all: setup  ## run all tests, the slow ones too
 	$(VENV)/bin/$(PYTEST)
 
-test-faults: setup  ## run the fault tests: 50 kills, signals, full disks, lost workers (15 minutes)
+test-faults: setup  ## run the fault tests: 50 kills, signals, full disks, lost workers
 	$(VENV)/bin/$(PYTEST) -m faults
 
 test-stock:  ## run the tests with OpenMMLab's own last releases, in .venv-stock
