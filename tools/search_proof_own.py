@@ -140,8 +140,8 @@ def own_part(kind: str, quick: bool) -> list[Table]:
         )
         gains = [a - b for a, b in zip(own, theirs, strict=True)]
         rows.append((
-            f'v2_{rival}', f'{ratio:.0%}', ' '.join(f'{score:.3f}' for score in own),
-            ' '.join(f'{score:.3f}' for score in theirs), f'{statistics.mean(gains):+.3f}',
+            f'v2_{rival}', f'{ratio:.0%}', ' '.join(f'{score:.3g}' for score in own),
+            ' '.join(f'{score:.3g}' for score in theirs), f'{statistics.mean(gains):+.2g}',
             f'{sum(gain > 0 for gain in gains)} of {len(SEEDS)}',
         ))  # fmt: skip
         archs.append((f'v2_{rival}', *(' '.join(map(str, arch[key])) for key in ('widths', 'depths')),

@@ -43,20 +43,20 @@ def check_memory(path: Path, read: Callable[[], object]) -> None:
         return
     size = path.stat().st_size
     seconds = LONGEST_READ + size / SLOWEST_READ
-    answer, question = os.pipe()
+    receiver, sender = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', DeprecationWarning)  # Python 3.12, of fork beside threads; the child reads only
         child = os.fork()
     if child == 0:
-        _read_and_exit(read, 2 * size + SPARE, seconds, question)
-    os.close(question)
+        _read_and_exit(read, 2 * size + SPARE, seconds, sender)
+    os.close(sender)
     try:
-        said = os.read(answer, 1)  # nothing if the process was ended
+        said = os.read(receiver, 1)  # nothing if the process was ended
     except BaseException:  # Ctrl-C
         os.kill(child, signal.SIGKILL)
         raise
     finally:
-        os.close(answer)
+        os.close(receiver)
         ended_by = _signal_that_ended(child)
     if said == OUT_OF_MEMORY:
         raise UserError(f'{path} refused: reading it takes more memory than its {size:,} bytes can need')
@@ -75,7 +75,7 @@ def _signal_that_ended(child: int) -> str:
     return signal.Signals(-status).name if status < 0 else ''
 
 
-def _read_and_exit(read: Callable[[], object], memory: int, seconds: float, question: int) -> NoReturn:
+def _read_and_exit(read: Callable[[], object], memory: int, seconds: float, sender: int) -> NoReturn:
     """Call ``read`` with this much more memory than the process has now, answer, and end the forked process.
 
     The alarm ends it also if the process that waits for it was killed.
@@ -102,7 +102,7 @@ def _read_and_exit(read: Callable[[], object], memory: int, seconds: float, ques
         if "can't allocate memory" in str(error):  # of torch's allocator
             answer = OUT_OF_MEMORY
     finally:
-        os.write(question, answer)
+        os.write(sender, answer)
         os._exit(0)
 
 

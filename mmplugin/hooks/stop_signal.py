@@ -18,6 +18,7 @@ from mmengine.runner import Runner
 from rich.console import Console
 from torch.utils.data import DataLoader
 
+CAN_WAIT = hasattr(signal, 'sigwaitinfo')  # not on macOS and Windows
 INTERRUPTED = 'interrupted.pth'
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 REPEATED_WITHIN = 3.0  # seconds in which torchrun and schedulers send a signal again that a process already has
@@ -120,12 +121,12 @@ def _checkpoint_path(runner: Runner) -> Path:
 
 
 def leave_signals_to_parent_(loader: DataLoader) -> None:
-    """Let a signal to the whole process group not end the workers of a data loader.
+    """Keep signals to the whole process group from ending the workers of a data loader.
 
     The training stops by itself, after an iteration for which it needs its workers. It ends them when it exits.
     """
     loader.worker_init_fn = partial(_init_worker, loader.worker_init_fn)
-    if loader.num_workers and loader.multiprocessing_context is None and hasattr(signal, 'sigwaitinfo'):  # Linux
+    if loader.num_workers and loader.multiprocessing_context is None and CAN_WAIT:
         context = {'fork': _ForkContext, 'spawn': _SpawnContext}.get(multiprocessing.get_start_method())
         loader.multiprocessing_context = context and context()
 
@@ -141,7 +142,7 @@ class _BlockedAtStart:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-if hasattr(signal, 'sigwaitinfo'):
+if CAN_WAIT:
 
     class _ForkProcess(_BlockedAtStart, multiprocessing.context.ForkProcess):
         pass
@@ -158,7 +159,7 @@ if hasattr(signal, 'sigwaitinfo'):
 
 def _init_worker(init: Callable[[int], None] | None, worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, 'sigwaitinfo'):
+    if CAN_WAIT:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_obey_parent, daemon=True).start()
     if init is not None:
