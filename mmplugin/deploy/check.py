@@ -22,7 +22,7 @@ FEATURE_TOLERANCE = 5e-5  # of the largest value of a map
 METRIC_TOLERANCE = {'AP': 0.0005, '%': 0.05}  # of AP, of percentages
 RESIZES_TOLERANCE = {'AP': 0.005, '%': 0.5}  # where the file resizes images, and OpenCV for PyTorch
 NOISE = 1e-6  # relative change of the input whose effect a file may have, too
-COMPARED = 8  # images whose answers are compared one by one, half of them at other sizes
+COMPARED = 8  # images, see `prove`
 ROUNDS = 5  # of timing
 
 
@@ -109,6 +109,7 @@ def prove(
     metadata: Metadata,
     with_metrics: bool = True,
     resize: Callable[[Sample], Sample] | None = None,
+    compared: int = COMPARED,
 ) -> Proof:
     """Compare a file with PyTorch.
 
@@ -121,6 +122,7 @@ def prove(
         with_metrics: Whether to compute AP or mIoU; if not, the file is compared image by image only.
         resize: How a file that resizes images does it. Image by image, PyTorch gets what the file computes from; for AP
             and mIoU it gets what OpenCV resized.
+        compared: Images whose answers are compared one by one, half of them at other sizes.
     """
     proof = Proof(runtime)
     compare = compare_maps if metadata.kind == 'classes' else compare_objects
@@ -129,7 +131,7 @@ def prove(
         return as_data_sample(run(file_inputs(sample, metadata)), sample, metadata)
 
     others = other_sizes(metadata.size, metadata.min_size, metadata.dynamic)
-    firsts = list(data.samples(COMPARED // 2))
+    firsts = list(data.samples(compared // 2))
     resized = Sample.resized if resize is None else Sample.with_source
     for i, sample in enumerate([*firsts, *(resized(sample, *others[i % 3]) for i, sample in enumerate(firsts))]):
         if resize is not None:

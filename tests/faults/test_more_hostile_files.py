@@ -11,8 +11,8 @@ from faults.test_hostile_files import FRAMEWORK, WAYS
 
 from mmplugin.errors import UserError
 
-QUICK = ('convert', 'train --resume')
-DOORS = [way if way in QUICK else pytest.param(way, marks=pytest.mark.faults) for way in WAYS]
+QUICK = 'train --resume'  # the way in that checks most
+DOORS = [way if way == QUICK else pytest.param(way, marks=pytest.mark.faults) for way in WAYS]
 LARGEST_MESSAGE = 3000  # characters
 
 
