@@ -148,7 +148,8 @@ class CascadedGroupAttention(nn.Module):
             x = self.attend(x)
         else:
             x = join_windows(self.attend(split_windows(x)), batch, height, width)
-        return self.proj(F.relu_(x))
+        # In a file, a change in place of a part of a padded map would be two scatters of the whole map.
+        return self.proj(F.relu(x) if torch.compiler.is_exporting() else F.relu_(x))
 
     def attend(self, x: Tensor) -> Tensor:
         """Run the cascade of heads inside each window (B, C, h, w) and concatenate their outputs to the same shape."""
