@@ -1,13 +1,14 @@
 """Export whole models that were trained, compare the files with PyTorch, and write the table of docs/deploy.md.
 
-    python docs/scripts/deploy_models.py
+    python docs/scripts/deploy_models.py [CONFIG ...]
 
 RetinaNet, Mask R-CNN and Semantic FPN, each with a backbone of each family, train on the built-in set. Each becomes a
 file of a fixed size and a dynamic one, which onnxruntime and OpenVINO run. 20 images, and the same at other sizes, are
 compared object by object or pixel by pixel; AP or mIoU is that of 100 images. Trainings and results are kept in
-work_dirs/deploy_models, so that a second call continues.
+work_dirs/deploy_models, so that a second call continues; the table shows all that are there.
 """
 
+import argparse
 import json
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from mmplugin.config_edits import dicts
 from mmplugin.deploy import export
 from mmplugin.deploy.check import Proof, headlines, prove
 from mmplugin.deploy.models import Choice, traceable
-from mmplugin.deploy.runtimes import RUNTIMES, open_file
+from mmplugin.deploy.runtimes import open_file
 from mmplugin.deploy.samples import Data, Reference, resize_rule
 from mmplugin.engine.config import load_config
 from mmplugin.engine.resume import find_last_checkpoint
@@ -56,6 +57,11 @@ def trained(name: str, steps: int) -> Path:
     return Path(checkpoint)
 
 
+def result_file(name: str, dynamic: bool) -> Path:
+    """Return where the result of a file is kept."""
+    return FOLDER / f'{name}-{"dynamic" if dynamic else "fixed"}.json'
+
+
 def proofs(name: str, checkpoint: Path, dynamic: bool) -> dict[str, Any]:
     """Export a model, and return what each runtime answered."""
     cfg = load_config(name, mini=True)
@@ -66,7 +72,7 @@ def proofs(name: str, checkpoint: Path, dynamic: bool) -> dict[str, Any]:
     predictor = Predictor(cfg, checkpoint, device='cpu')
     size = LARGE[::-1] if dynamic and '_evit_' in name else SIZE
     choice = Choice(size=size, dynamic=dynamic)
-    path = FOLDER / f'{name}-{"dynamic" if dynamic else "fixed"}.onnx'
+    path = result_file(name, dynamic).with_suffix('.onnx')
     start = time.perf_counter()
     found = traceable(predictor.model, predictor.classes, choice, name, checkpoint, resize_rule(cfg))
     export.write(export.program_of(found), found, 'onnx', path)
@@ -118,22 +124,23 @@ def rows(records: list[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
 
 
 def main() -> None:
-    """Run what is missing, and write the table."""
+    """Run what is missing of the named configs, and write the table."""
+    names = [f'{model}_{arch}' for model in MODELS for arch in ARCHS]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('configs', nargs='*', metavar='CONFIG', choices=[*names, []], help='default: all')
+    chosen = parser.parse_args().configs or names
     stack.ignore_known_warnings()
-    assert set(RUN_BY) <= set(RUNTIMES)
-    records = []
-    for model, steps in MODELS.items():
-        for arch in ARCHS:
-            name = f'{model}_{arch}'
-            checkpoint = trained(name, steps)
-            for dynamic in (False, True):
-                path = FOLDER / f'{name}-{"dynamic" if dynamic else "fixed"}.json'
-                if not path.is_file():
-                    console.print(f'{path.stem} ...')
-                    record = proofs(name, checkpoint, dynamic)
-                    with atomic_write(path) as draft:
-                        draft.write_text(json.dumps(record, default=float), encoding='utf-8')
-                records.append(json.loads(path.read_text(encoding='utf-8')))
+    for name in chosen:
+        checkpoint = trained(name, MODELS[name.partition('_')[0]])
+        for dynamic in (False, True):
+            path = result_file(name, dynamic)
+            if not path.is_file():
+                console.print(f'{path.stem} ...')
+                record = proofs(name, checkpoint, dynamic)
+                with atomic_write(path) as draft:
+                    draft.write_text(json.dumps(record, default=float), encoding='utf-8')
+    files = [result_file(name, dynamic) for name in names for dynamic in (False, True)]
+    records = [json.loads(path.read_text(encoding='utf-8')) for path in files if path.is_file()]
     columns = (
         'model', 'file', 'runtime', 'objects or pixels that differ (PyTorch from itself)', 'largest error of boxes',
         'pixels of a mask', 'PyTorch', 'file', 'export and checks', '',
@@ -141,7 +148,7 @@ def main() -> None:
     table = Table('', columns, list(rows(records)))
     show([table])
     steps = ', '.join(f'{model} {count}' for model, count in MODELS.items())
-    note = f'({time.strftime("%Y-%m-%d")}, {processor_name()}; training steps: {steps}.)'
+    note = f'({time.strftime("%Y-%m-%d")}, {processor_name("cpu")}; training steps: {steps}.)'
     replace_between(PAGE, 'models', f'{table.markdown()}\n\n{note}')
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mmplugin.deploy import mobile
 from mmplugin.deploy.metadata import KEY, Metadata
 from mmplugin.deploy.models import Traceable
-from mmplugin.deploy.predictor import openvino_core
+from mmplugin.deploy.predictor import CHECKSUMS, NO_CHECKSUM, checksum, openvino_core
 from mmplugin.errors import UserError
 from mmplugin.files import atomic_write
 from mmplugin.text import some
@@ -168,12 +168,31 @@ def write_onnx(
         from mmplugin.deploy.resizing import add_resizing_
 
         add_resizing_(model, metadata)
-    model.metadata_props.add(key=KEY, value=metadata.to_json())
     model.producer_name, model.producer_version = KEY, metadata.versions.get('mmplugin', '')
     require_standard(model)
     onnx.checker.check_model(model, full_check=True)
+    save_onnx(model, metadata, path)
+
+
+def save_onnx(model: Any, metadata: Metadata, path: str | Path) -> None:
+    """Write an ONNX model with its metadata and a checksum."""
+    import onnx
+
+    del model.metadata_props[:]
+    model.metadata_props.add(key=KEY, value=metadata.to_json())
+    model.metadata_props.add(key=CHECKSUMS['.onnx'], value=NO_CHECKSUM)
     with atomic_write(path) as draft:
         onnx.save(model, draft)
+        _seal(draft, '.onnx')
+
+
+def _seal(path: Path, suffix: str) -> None:
+    """Write the checksum of a file into it, in place of zeros."""
+    found = checksum(path, suffix)
+    assert found is not None
+    with path.open('rb+') as file:
+        file.seek(found.position)
+        file.write(found.computed.encode())
 
 
 def _name(model: Any, inputs: Sequence[str], outputs: Sequence[str]) -> None:
@@ -204,7 +223,9 @@ def write_openvino(onnx_file: str | Path, metadata: Metadata, path: str | Path) 
 
     model = openvino_core().read_model(str(onnx_file))
     model.set_rt_info(metadata.to_json(), KEY)
+    model.set_rt_info(NO_CHECKSUM, CHECKSUMS['.xml'])
     openvino.save_model(model, str(path), compress_to_fp16=False)
+    _seal(Path(path), '.xml')
 
 
 def write_pt2(program: Any, metadata: Metadata, path: str | Path) -> None:

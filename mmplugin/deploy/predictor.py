@@ -18,6 +18,7 @@ resized image differ by one gray level.
 import argparse
 import colorsys
 import functools
+import hashlib
 import importlib.util
 import io
 import json
@@ -33,7 +34,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import Full, Queue
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -49,6 +50,9 @@ LARGEST_MULTIPLE = 1024  # that sides are resized to
 MOST_OBJECTS, LARGEST_GRID, MOST_MASK_BYTES = 10_000, 512, 1 << 32  # of one image; side of a mask before pasting
 # What precedes `location` in a tensor that lies in another file: the first field of a message, of eight bytes.
 IN_ANOTHER_FILE = re.compile(rb'(\x0a|\x8a\x80*\x00)(\x08|\x88\x80*\x00)\Z')
+# By the suffix of a file, the entry of its checksum, which stands in front of 64 digits.
+CHECKSUMS = {'.onnx': 'mmplugin_checksum', '.xml': 'mmplugin_ir_checksum'}
+NO_CHECKSUM = '0' * 64  # counts in place of the checksum itself
 SCORE = 0.3
 STOPPED = 130  # exit code of Ctrl-C
 IMAGE_FORMATS = ('JPEG', 'PNG', 'BMP', 'TIFF', 'WEBP', 'PPM', 'GIF', 'JPEG2000')
@@ -476,6 +480,7 @@ def _open(path: Path, runtime: str | None, threads: int) -> Any:
         _require_one_file(path)
     elif (weights := path.with_suffix('.bin')).exists():
         _require_file(weights)
+    _require_intact(path)
     able = READS[path.suffix]
     if runtime is not None and runtime not in able:
         raise PredictorError(f"the runtime '{runtime}' cannot run {path}; allowed: {', '.join(able)}")
@@ -500,6 +505,57 @@ def _require_one_file(path: Path) -> None:
                     f'{path} keeps tensors in other files, which `mmplugin export` never does; export it again'
                 )
             position = content.find(b'location', position + 1)
+
+
+def _require_intact(path: Path) -> None:
+    """Refuse a file that changed after it was written. Files without a checksum are accepted."""
+    found = checksum(path)
+    if found is not None and found.stored != found.computed:
+        raise PredictorError(
+            f'{path} is damaged: it is not what `mmplugin export` wrote. Copy it or export it again. If another '
+            f'program changed it on purpose, remove the entry {CHECKSUMS[path.suffix]} of its metadata'
+        )
+
+
+class Checksum(NamedTuple):
+    """The checksum of a file.
+
+    Args:
+        position: Where it is in the file.
+        stored: What is there.
+        computed: That of the content.
+    """
+
+    position: int
+    stored: str
+    computed: str
+
+
+def checksum(path: Path, suffix: str = '') -> Checksum | None:
+    """Return the SHA-256 checksum of a file that ``mmplugin export`` wrote, or None if it has none.
+
+    That of OpenVINO's ``.xml`` also covers its weights in ``.bin``.
+
+    Args:
+        path: The file.
+        suffix: Its suffix, if its name does not end in it.
+    """
+    entry = re.compile(CHECKSUMS[suffix or path.suffix].encode() + rb'.{1,12}?([0-9a-f]{64})', re.DOTALL)
+    digest = hashlib.sha256()
+    with path.open('rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        match = entry.search(content)
+        if match is None:
+            return None
+        (start, end), stored = match.span(1), match[1].decode()
+        with memoryview(content) as view, view[:start] as before, view[end:] as after:
+            for part in (before, NO_CHECKSUM.encode(), after):
+                digest.update(part)
+    weights = path.with_suffix('.bin')
+    if path.suffix == '.xml' and weights.exists():
+        with weights.open('rb') as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return Checksum(start, stored, digest.hexdigest())
 
 
 def _read_metadata(text: str | None, path: Path) -> dict[str, Any]:

@@ -13,10 +13,9 @@ import numpy as np
 from mmengine.config import Config
 
 from mmplugin.deploy.check import Proof, alternate, headlines
-from mmplugin.deploy.export import require_standard
-from mmplugin.deploy.metadata import KEY, Metadata
+from mmplugin.deploy.export import require_standard, save_onnx
+from mmplugin.deploy.metadata import Metadata
 from mmplugin.deploy.samples import Data, Score, as_data_sample, file_inputs
-from mmplugin.files import atomic_write
 
 IMAGES = 32  # of calibration
 OPERATORS = ['Conv', 'MatMul', 'Gemm']  # all others stay in float32
@@ -76,11 +75,8 @@ def write_int8(
             weight_type=quantization.QuantType.QInt8,
         )
         model = onnx.load(str(draft))
-    del model.metadata_props[:]
-    model.metadata_props.add(key=KEY, value=replace(metadata, int8=True).to_json())
     require_standard(model)
-    with atomic_write(path) as draft:
-        onnx.save(model, str(draft))
+    save_onnx(model, replace(metadata, int8=True), path)
 
 
 def prove_int8(run: Any, float_run: Any, proof: Proof, data: Data, metadata: Metadata, max_drop: float) -> Proof:

@@ -17,7 +17,7 @@ from pycocotools import mask as coco_masks
 
 import mmplugin
 from mmplugin import cli, palette
-from mmplugin.deploy import command, predictor
+from mmplugin.deploy import command, export, predictor
 from mmplugin.deploy.metadata import Metadata
 from mmplugin.deploy.predictor import Prediction, Predictor, PredictorError, ahead, openvino_core
 from mmplugin.errors import UserError
@@ -442,6 +442,28 @@ def test_tensors_in_other_files_are_refused(overlong, tmp_path):
     assert onnx.load(path, load_external_data=False).graph.initializer[-1].external_data[0].key == 'location'
     with pytest.raises(PredictorError, match=r'x.onnx keeps tensors in other files'):
         Predictor(path)
+
+
+@pytest.mark.parametrize('suffix', ['.onnx', '.xml'])
+def test_a_changed_byte_is_noticed(suffix, tmp_path):
+    source, path = mask_file(tmp_path / 'source.onnx'), tmp_path / f'x{suffix}'
+    model = onnx.load(source)
+    metadata = Metadata.from_json(model.metadata_props[0].value)
+    if suffix == '.onnx':
+        export.save_onnx(model, metadata, path)
+    else:
+        export.write_openvino(source, metadata, path)
+    Predictor(path)
+    for part in (path, path.with_suffix('.bin')) if suffix == '.xml' else (path,):
+        content = part.read_bytes()
+        for position in range(10, len(content), len(content) // 20):
+            changed = bytearray(content)
+            changed[position] ^= 1
+            part.write_bytes(changed)
+            with pytest.raises(PredictorError, match=r'damaged|cannot read|keeps tensors'):
+                Predictor(path)
+        part.write_bytes(content)
+    Predictor(path)
 
 
 def test_a_pipe_beside_an_openvino_file_is_not_waited_for(tmp_path):
