@@ -17,6 +17,7 @@ resized image differ by one gray level.
 
 import argparse
 import colorsys
+import ctypes
 import functools
 import hashlib
 import importlib.util
@@ -489,10 +490,18 @@ def _open(path: Path, runtime: str | None, threads: int) -> Any:
     if not installed:
         raise PredictorError(f'{path} needs {" or ".join(wanted)}, which is not installed: `pip install {wanted[0]}`')
     try:
-        return RUNTIMES[installed[0]](path, threads)
+        run = RUNTIMES[installed[0]](path, threads)
+        _release_freed_memory()
+        return run
     except Exception as error:  # runtimes raise errors of their own
         problem = str(error).strip().splitlines() or [type(error).__name__]
         raise PredictorError(f'{installed[0]} cannot read {path}; export it again ({problem[-1]:.300})') from error
+
+
+def _release_freed_memory() -> None:
+    """Return freed memory to the system: after loading, glibc keeps as much as the weights have."""
+    if sys.platform.startswith('linux') and hasattr(libc := ctypes.CDLL(None), 'malloc_trim'):
+        libc.malloc_trim(0)
 
 
 def _require_one_file(path: Path) -> None:
