@@ -1026,6 +1026,18 @@ def run_lengths(mask: np.ndarray) -> dict:
     return dict(size=list(mask.shape), counts=letters[letters > 0].astype(np.uint8).tobytes().decode('ascii'))
 
 
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Return the names with a number after each that occurred before: ``cat``, ``cat (2)``."""
+    taken: dict[str, None] = {}
+    for name in names:
+        count, unique = 1, name
+        while unique in taken:
+            count += 1
+            unique = f'{name} ({count})'
+        taken[unique] = None
+    return list(taken)
+
+
 @contextmanager
 def mask_writer(folder: Path, classes: Sequence[str]) -> Iterator[Add]:
     """Write ``masks/NAME.png`` with the number of the class of each pixel, and ``labels.json`` with the numbers.
@@ -1040,7 +1052,7 @@ def mask_writer(folder: Path, classes: Sequence[str]) -> Iterator[Add]:
         nonlocal table
         if table is None:
             names = classes if prediction.class_map is not None else [BACKGROUND, *classes]
-            table = {name: number for number, name in enumerate(names)}
+            table = {name: number for number, name in enumerate(_distinct(names))}
             text = json.dumps(table, ensure_ascii=False, indent=1)
             (folder / LABEL_TABLE).write_text(text, encoding='utf-8')
         values = prediction.class_map

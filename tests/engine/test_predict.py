@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -20,6 +21,7 @@ from mmplugin import cli, stack
 from mmplugin.data.layouts import yolo
 from mmplugin.data.layouts.label_table import read_table
 from mmplugin.data.layouts.tree import Tree
+from mmplugin.deploy.predictor import mask_writer
 from mmplugin.engine import media, predict
 from mmplugin.engine.media import Source, Video, find_sources
 from mmplugin.engine.prediction import Prediction
@@ -368,6 +370,14 @@ def test_masks_are_numbered_as_the_table_says(kind, run, detector, segmentor, im
         assert np.array_equal(values > 0, found.masks.any(axis=0))
         best = found.masks[0]
         assert {table[value] for value in np.unique(values[best])} == {found.names[0]}
+
+
+def test_classes_of_the_same_name_stay_apart_in_the_table(tmp_path):
+    classes = ('background', 'cat', 'cat', 'cat (2)')
+    found = SimpleNamespace(class_map=np.zeros((2, 2), np.uint8))
+    with mask_writer(tmp_path, classes) as add:
+        add(SimpleNamespace(name='a'), found)
+    assert sorted(read_table(tmp_path / 'labels.json').values) == [0, 1, 2, 3]
 
 
 def test_regions_as_coco_cover_the_image(run, images, tmp_path):
