@@ -15,7 +15,6 @@ from mmengine.evaluator import Evaluator
 from mmengine.logging import MMLogger, print_log
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import CheckpointLoader, EpochBasedTrainLoop, Runner
-from torch import distributed as dist
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -23,6 +22,7 @@ from mmplugin.config_edits import detailed_evaluators, import_scope, replace_syn
 from mmplugin.cpu_threads import allowed_cores, limit_threads
 from mmplugin.data.load_errors import empty_dataset_is_named, name_files_in_errors_, require_annotation_files
 from mmplugin.engine import weights
+from mmplugin.engine.processes import start_group
 from mmplugin.engine.resume import check_optimizer, check_resumable
 from mmplugin.engine.strides import check_strides
 from mmplugin.errors import UserError
@@ -171,10 +171,12 @@ def build_model(cfg: Config) -> nn.Module:
     return model
 
 
-def _init_gloo_(cfg: Config) -> None:
-    """Start a process group without GPUs; mmengine's own start and its default wrapper require one."""
-    if cfg.get('launcher') == 'pytorch' and not torch.cuda.is_available() and not dist.is_initialized():
-        dist.init_process_group('gloo')
+def _start_group_(cfg: Config) -> None:
+    """Start the process group of torchrun, also without GPUs, which mmengine's default wrapper requires."""
+    if cfg.get('launcher') != 'pytorch':
+        return
+    start_group(cfg.env_cfg.dist_cfg.backend)
+    if not torch.cuda.is_available():
         cfg.setdefault('model_wrapper_cfg', dict(type='MMDistributedDataParallel', device_ids=None))
 
 
@@ -200,7 +202,7 @@ def build_runner(cfg: Config, trust: bool = False) -> CommandRunner:
     """
     prepare_(cfg, trust)
     _share_cores(cfg)
-    _init_gloo_(cfg)
+    _start_group_(cfg)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', UserWarning)  # mmdet and mmseg emit many while they build
         runner = CommandRunner.from_cfg(cfg)

@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -19,6 +18,7 @@ from mmplugin.convert.download import is_local
 from mmplugin.engine.arguments import add_common_arguments, config_from, is_first_process
 from mmplugin.engine.initial_weights import check_weights, weights_of
 from mmplugin.engine.overrides import add_training_overrides, apply_training_overrides_
+from mmplugin.engine.processes import restarted_by_torchrun
 from mmplugin.engine.resume import find_last_checkpoint
 from mmplugin.engine.work_dir import locked, mark_start, prepare_folder, remove_drafts, saved_since_start
 from mmplugin.errors import UserError
@@ -62,11 +62,6 @@ def set_resume_(cfg: Config, resume: str) -> None:
     if not path.is_file():
         raise UserError(f'--resume {path}: no such file; --resume alone takes the last checkpoint of {cfg.work_dir}')
     cfg.resume, cfg.load_from = True, str(path)
-
-
-def restarted_by_torchrun() -> bool:
-    """Return whether torchrun started these processes again after one of them failed."""
-    return int(os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')) > 0
 
 
 def add_safety_hooks_(cfg: Config) -> None:

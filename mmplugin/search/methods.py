@@ -13,6 +13,7 @@ from mmengine.config import Config
 from mmengine.dist import barrier, init_dist, is_main_process
 from rich.console import Console
 
+from mmplugin.engine.processes import start_group
 from mmplugin.engine.work_dir import locked, prepare_folder
 from mmplugin.errors import UserError
 
@@ -86,9 +87,9 @@ def _options_of(table: LatencyTable) -> dict[str, Any]:
 def run_search(cfg: Config, options: argparse.Namespace, budget: Budget) -> int:
     """Run the command."""
     if options.launcher != 'none':
-        if options.device == 'cpu' and options.launcher == 'pytorch':  # mmengine's own start requires a GPU
-            torch.distributed.init_process_group('gloo')
-        else:
+        if options.launcher == 'pytorch':
+            start_group('gloo' if options.device == 'cpu' else 'nccl')
+        if not torch.distributed.is_initialized():
             init_dist(options.launcher)
     folder = prepare_folder(cfg.work_dir)
     with locked(folder) if is_main_process() else nullcontext():

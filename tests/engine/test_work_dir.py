@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from mmplugin.cli import main
+from mmplugin.engine.processes import restarted_by_torchrun
 from mmplugin.engine.resume import find_last_checkpoint
-from mmplugin.engine.train import restarted_by_torchrun
 from mmplugin.engine.work_dir import mark_start, prepare_folder, remove_drafts, saved_since_start
 from mmplugin.errors import UserError
 

@@ -306,5 +306,6 @@ def test_the_kill_script_writes_its_result(tmp_path: Path):
     command = [sys.executable, ROOT / 'tests/faults/kill.py', '--kills', '1', '--out', tmp_path / 'kills.json']
     subprocess.run(list(map(str, command)), check=True, capture_output=True, timeout=400)
     result = json.loads((tmp_path / 'kills.json').read_text())
+    assert result['kills'] == 1
     assert result['different tensors'] == 0
-    assert result['trainings'] == 1
+    assert result['trainings'] == len(result['stories']) >= 1  # a run that ends before its kill is one more
