@@ -62,19 +62,10 @@ def resize_matrix(size_in: int, size_out: int, align_corners: bool, device: torc
 
 
 @cached_constant
-def offset_index(height: int, width: int, stride: int, device: torch.device) -> Tensor:
-    """Return the entry of ``OffsetBias.offsets`` for each pair of query and key, flat: (queries * keys,), int32.
-
-    All layers of an exported file with the same map share it. It is small, whereas a matrix of biases would be a
-    constant of ``heads * queries * keys`` numbers in each layer.
-    """
-
-    def offsets(size: int) -> Tensor:  # (queries, keys)
-        queries = torch.arange(ceil_div(size, stride), dtype=torch.int32, device=device) * stride
-        return queries[:, None] - torch.arange(size, dtype=torch.int32, device=device) + (size - 1)
-
-    rows, columns = offsets(height), offsets(width)
-    return (rows[:, None, :, None] * (2 * width - 1) + columns[None, :, None, :]).flatten()
+def offset_index(size: int, stride: int, device: torch.device) -> Tensor:
+    """Return the entry of a side of ``OffsetBias.offsets`` for each pair of query and key, flat: (queries * keys,)."""
+    queries = torch.arange(ceil_div(size, stride), dtype=torch.int32, device=device) * stride
+    return (queries[:, None] - torch.arange(size, dtype=torch.int32, device=device) + (size - 1)).flatten()
 
 
 def bias_windows(table: Tensor, height: int, width: int, stride: int = 1) -> Tensor:
@@ -139,8 +130,13 @@ class OffsetBias(nn.Module):
         In an exported file, where ``start`` and ``stop`` are those of the map, return the bias (heads, queries, keys).
         """
         if torch.compiler.is_exporting():
-            bias = table.flatten(1).index_select(1, offset_index(height, width, stride, table.device))
-            return bias.unflatten(1, (ceil_div(height, stride) * ceil_div(width, stride), height * width))
+            # Columns first, while the table is small; then whole rows are copied. The two short indices replace a
+            # constant of heads * queries * keys numbers in each layer.
+            queries = ceil_div(height, stride), ceil_div(width, stride)
+            table = table.index_select(2, offset_index(width, stride, table.device))
+            table = table.index_select(1, offset_index(height, stride, table.device))
+            bias = table.unflatten(2, (queries[1], width)).unflatten(1, (queries[0], height))
+            return bias.transpose(2, 3).reshape(-1, queries[0] * queries[1], height * width)
         if torch.compiler.is_compiling():  # a window's size would tie the graph to one image size: index instead
             rows, columns = (_window_indices(size, stride, table.device) for size in (height, width))
             return table[:, rows][..., columns].transpose(2, 3)
