@@ -50,6 +50,7 @@ def trained(name: str, steps: int) -> Path:
     if not (folder / 'done').is_file():
         command = [sys.executable, '-m', 'mmplugin', 'train', name, '--mini', '--weights', 'none']
         command += ['--iters', str(steps), '--workers', '0', '--no-report', '--work-dir', str(folder)]
+        command += ['--cfg-options', f'train_cfg.val_interval={steps + 1}']  # the files are evaluated, not the training
         subprocess.run(command, check=True)
         (folder / 'done').touch()
     checkpoint = find_last_checkpoint(folder)

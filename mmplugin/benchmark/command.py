@@ -266,7 +266,9 @@ def _measure_files(
         results.notes += problems
         update(description=title)
         try:
-            results.measurements += measure.in_new_process(runtimes.inference, settings, sides, size, folder)
+            times, problems = measure.in_new_process(runtimes.inference, settings, sides, size, folder)
+            results.measurements += times
+            results.notes += problems
         except BrokenProcessPool:
             results.notes.append(f'{title}: no times, because the process ran out of memory or was killed')
 
