@@ -3,7 +3,7 @@
 Run on an idle machine, from the root of the repository, where all runtimes and timm are installed::
 
     R='torch onnxruntime openvino executorch'
-    M='AMD EPYC, one core'
+    M='Intel Xeon, one core'
     mmplugin benchmark v2_s2 v1_l1 evit_m4 --runtime $R onnxruntime+dynamic --timm --size 224 512 800x1333 --cores 1 \
         --machine "$M" --files work_dirs/files --json docs/data/runtimes.json
     mmplugin benchmark all --runtime $R --cores 1 --machine "$M" --files work_dirs/files \

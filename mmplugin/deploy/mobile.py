@@ -19,7 +19,7 @@ from mmplugin.files import atomic_write
 
 FORMATS = ('executorch', 'coreml')
 OUTPUTS = 'outputs'  # a method of a .pte file that returns the names of the outputs
-LARGEST_BIAS = 2**18  # numbers of a bias of all pairs that may be a constant in a .pte file
+LARGEST_BIAS = 2**21  # numbers of a bias of all pairs that may be a constant in a .pte file: 8 MB
 
 
 def refuse_impossible(kind: str, dynamic: bool, image: bool, int8: bool) -> None:

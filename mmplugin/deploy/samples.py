@@ -5,6 +5,7 @@ import io
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -200,12 +201,15 @@ class Reference:
     def __init__(self, model: Any, size: Sequence[int] | None):
         self.model, self.size = model, size
 
-    def __call__(self, sample: Sample, noise: float = 0.0) -> Any:
+    def __call__(self, sample: Sample, noise: float = 0.0, seed: int = 0) -> Any:
         """Return a data sample with predictions.
 
         Args:
             sample: The image.
-            noise: Standard deviation of noise that is added to the normalized image.
+            noise: Standard deviation of noise that is added to the normalized image, and to what a head with anchors
+                returns. Where features are zero, all positions have exactly the same score, whatever the image. Which
+                of them comes first decides in NMS, and is up to the runtime.
+            seed: Of the noise.
         """
         truth = copy.deepcopy(sample.truth)
         inputs = torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1)))
@@ -214,9 +218,16 @@ class Reference:
             x, (truth,) = data['inputs'], data['data_samples']
             if self.size is not None:
                 x = self._pad(x, truth)
-            if noise:
-                x = x + noise * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
-            return self.model(x, [truth], mode='predict')[0]
+            if not noise:
+                return self.model(x, [truth], mode='predict')[0]
+            add = partial(_with_noise, noise=noise, generator=torch.Generator().manual_seed(seed))
+            heads = [module for module in self.model.modules() if hasattr(module, 'prior_generator')]
+            hooks = [head.register_forward_hook(lambda head, args, found: add(found)) for head in heads]
+            try:
+                return self.model(add(x), [truth], mode='predict')[0]
+            finally:
+                for hook in hooks:
+                    hook.remove()
 
     def _pad(self, x: Tensor, truth: Any) -> Tensor:
         assert self.size is not None
@@ -225,6 +236,13 @@ class Reference:
         truth.set_metainfo(dict(pad_shape=(height, width), batch_input_shape=(height, width)))
         truth.set_metainfo(dict(padding_size=padding, img_padding_size=padding))
         return F.pad(x, (0, width - x.shape[3], 0, height - x.shape[2]))
+
+
+def _with_noise(value: Any, noise: float, generator: torch.Generator) -> Any:
+    """Add noise to a tensor, or to all tensors in tuples and lists."""
+    if isinstance(value, Tensor):
+        return value + noise * torch.randn(value.shape, generator=generator)
+    return type(value)(_with_noise(part, noise, generator) for part in value)
 
 
 def file_inputs(sample: Sample, metadata: Metadata) -> dict[str, np.ndarray]:

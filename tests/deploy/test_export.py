@@ -17,7 +17,7 @@ import mmplugin
 from mmplugin.backbones import FAMILIES
 from mmplugin.benchmark.sizes import ARCHS as ALL
 from mmplugin.config_edits import dicts
-from mmplugin.deploy import command, export
+from mmplugin.deploy import check, command, export
 from mmplugin.deploy.check import FEATURE_TOLERANCE, Proof, prove
 from mmplugin.deploy.forms import FeatureForm
 from mmplugin.deploy.metadata import Metadata
@@ -309,6 +309,18 @@ def test_fusing_removes_every_norm_of_the_pyramid_and_the_heads():
 def test_a_loss_by_8_bits_that_is_too_large_is_a_problem(before, after, problem):
     found = large_losses(Proof('a runtime', before=before, after=after), max_drop=0.01)
     assert found == [] if problem is None else re.search(problem, found[0])
+
+
+def test_equal_scores_may_come_in_any_order(monkeypatch):
+    """Where features are zero, all anchors of a shape have the same score, and NMS keeps the first one."""
+    model, _ = tiny('mask')
+    nn.init.zeros_(model.rpn_head.rpn_conv.weight)
+    reference = Reference(model, (96, 128))
+    metadata = Metadata(size=(96, 128), dynamic=False, min_size=(32, 32), **{**CONSTANTS, 'kind': 'masks'})
+    monkeypatch.setattr(check, 'as_data_sample', lambda found, sample, metadata: reference(sample, check.NOISE, 5))
+    proof = prove(lambda inputs: {}, 'a runtime', reference, Images('mask'), metadata, with_metrics=False)
+    assert proof.file.lost > 0.1 * proof.file.total
+    assert proof.problems == []
 
 
 @pytest.mark.slow
