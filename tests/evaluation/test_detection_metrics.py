@@ -10,6 +10,7 @@ from mmengine.registry import METRICS, DefaultScope
 from mmplugin import stack
 from mmplugin.config_edits import detailed_evaluators
 from mmplugin.data.synthetic import ensure_mini_coco
+from mmplugin.deploy.samples import all_digits
 from mmplugin.evaluation.detection_errors import ErrorBreakdown, box_iou, classify_errors
 
 
@@ -148,3 +149,17 @@ def test_evaluators_of_users_keep_working():
     assert detailed_evaluators(dict(type='IoUMetric', iou_metrics=['mDice'])) == [
         dict(type='SegmentationMetric', iou_metrics=['mDice'])
     ]
+
+
+def test_ap_of_two_models_is_compared_with_all_digits(scene):
+    path, classes, samples = scene
+    for kind in _kinds():
+        config = dict(type=kind, ann_file=str(path), metric='bbox')
+        rounded, metric = _evaluate(config, classes, samples)
+        metric.process({}, samples)
+        with all_digits([metric]):
+            exact = metric.evaluate(len(samples))
+        assert exact['coco/bbox_mAP'] != rounded['coco/bbox_mAP']
+        assert exact['coco/bbox_mAP'] == pytest.approx(rounded['coco/bbox_mAP'], abs=0.0005)
+        again, _ = _evaluate(config, classes, samples)
+        assert again == pytest.approx(rounded, nan_ok=True)
