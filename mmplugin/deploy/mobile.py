@@ -19,6 +19,7 @@ from mmplugin.files import atomic_write
 
 FORMATS = ('executorch', 'coreml')
 OUTPUTS = 'outputs'  # a method of a .pte file that returns the names of the outputs
+COREML_INPUT = 'normalized'  # 'tensor' is a type in CoreML's language, so coremltools replaces this name
 LARGEST_BIAS = 2**21  # numbers of a bias of all pairs that may be a constant in a .pte file: 8 MB
 
 
@@ -123,9 +124,10 @@ def write_coreml(program: Any, found: Traceable, path: Path) -> None:
         except Exception as error:  # what a model of the user's own makes it raise
             raise UserError(f'coremltools cannot convert this model ({_line(error)}); use --format onnx') from error
         spec = model.get_spec()
-        names = [output.name for output in spec.description.output]
-        for old, new in zip(names, found.outputs, strict=True):
-            coremltools.utils.rename_feature(spec, old, new)
+        inputs = [COREML_INPUT if name == 'tensor' else name for name in found.inputs]
+        for features, names in ((spec.description.input, inputs), (spec.description.output, found.outputs)):
+            for old, new in zip([feature.name for feature in features], names, strict=True):
+                coremltools.utils.rename_feature(spec, old, new)
         spec.description.metadata.userDefined[KEY] = found.metadata.to_json()
         coremltools.models.MLModel(spec, weights_dir=model.weights_dir, skip_model_load=True).save(str(path))
 

@@ -125,12 +125,13 @@ class CoreMl:
         import coremltools
 
         self.model = coremltools.models.MLModel(str(path), compute_units=coremltools.ComputeUnit.CPU_ONLY)
-        self.outputs = [output.name for output in self.model.get_spec().description.output]
+        description = self.model.get_spec().description
+        self.inputs, self.outputs = ([part.name for part in parts] for parts in (description.input, description.output))
         self.version = coremltools.__version__
 
     def __call__(self, inputs: Arrays) -> dict[str, np.ndarray]:
         """Run the file."""
-        results = self.model.predict(dict(inputs))
+        results = self.model.predict(dict(zip(self.inputs, inputs.values(), strict=True)))
         return {name: results[name] for name in self.outputs}
 
 

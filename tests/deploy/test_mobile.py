@@ -146,7 +146,7 @@ def test_every_backbone_converts_to_coreml(name, tmp_path):
     path = tmp_path / 'x.mlpackage'
     export_backbone(backbone, path, SIZE, 'coreml')
     spec = coremltools.models.MLModel(str(path), skip_model_load=True).get_spec()
-    assert [value.name for value in spec.description.input] == ['tensor']
+    assert [value.name for value in spec.description.input] == [mobile.COREML_INPUT]
     assert [value.name for value in spec.description.output] == [f'stride{stride}' for stride in backbone.out_strides]
     metadata = Metadata.from_json(spec.description.metadata.userDefined['mmplugin'])
     assert (metadata.kind, metadata.size) == ('features', SIZE)
