@@ -17,15 +17,22 @@ from mmplugin.layers import ceil_div
 SUPPORTED = 'RetinaNet, Mask R-CNN or Faster R-CNN with one stage of RoI heads, Semantic FPN'
 
 
+def reverses_channels(preprocessor: Any) -> bool:
+    """Return whether a data preprocessor changes BGR to RGB; stock mmseg has an attribute of its own for it."""
+    names = '_channel_conversion', 'channel_conversion'
+    return bool(next(getattr(preprocessor, name) for name in names if hasattr(preprocessor, name)))
+
+
 class Images(nn.Module):
     """What the data preprocessor of a model does with one image, and padding."""
 
     def __init__(self, preprocessor: Any):
         super().__init__()
-        self.reverse = bool(preprocessor._channel_conversion)
+        self.reverse = reverses_channels(preprocessor)
         self.divisor = int((getattr(preprocessor, 'test_cfg', None) or {}).get('size_divisor') or 1)
-        self.divisor = max(self.divisor, preprocessor.pad_size_divisor)
-        if getattr(preprocessor, 'pad_val', preprocessor.pad_value) != 0 or not preprocessor._enable_normalize:
+        self.divisor = max(self.divisor, getattr(preprocessor, 'pad_size_divisor', 1))
+        padding = getattr(preprocessor, 'pad_val', getattr(preprocessor, 'pad_value', 0))
+        if padding != 0 or not preprocessor._enable_normalize:
             raise UserError('data_preprocessor: only normalization, and padding with 0, can be exported')
         self.mean: Tensor
         self.std: Tensor

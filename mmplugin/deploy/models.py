@@ -22,6 +22,7 @@ from mmplugin.deploy.forms import (
     TensorForm,
     level_names,
     replace_upsampling_,
+    reverses_channels,
 )
 from mmplugin.deploy.metadata import Metadata, sha256
 from mmplugin.errors import UserError
@@ -170,7 +171,7 @@ def traceable(
         resize=resize if choice.dynamic else _fit(choice.size, resize),
         mean=tuple(preprocessor.mean.flatten().tolist()),
         std=tuple(preprocessor.std.flatten().tolist()),
-        tensor_channels='RGB' if preprocessor._channel_conversion else 'BGR',
+        tensor_channels='RGB' if reverses_channels(preprocessor) else 'BGR',
         backbone=dict(type=type(model.backbone).__name__, arch=getattr(model.backbone, 'arch', None)),
         checkpoint_sha256=sha256(checkpoint),
         versions=dict(mmplugin=mmplugin.__version__, torch=torch.__version__, python=platform.python_version()),

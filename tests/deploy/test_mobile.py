@@ -11,6 +11,7 @@ from tiny_heads import as_truth, sample, tiny
 from mmplugin.benchmark.sizes import ARCHS as ALL
 from mmplugin.deploy import command, export, export_backbone, mobile, open_backbone
 from mmplugin.deploy.check import FEATURE_TOLERANCE, prove_numbers
+from mmplugin.deploy.forms import reverses_channels
 from mmplugin.deploy.metadata import Metadata
 from mmplugin.deploy.models import Choice, traceable
 from mmplugin.deploy.runtimes import ExecuTorch
@@ -84,7 +85,7 @@ def test_images_are_normalized_then_padded_with_zeros():
     (x,) = tensors(Images(), model, SIZE, 1)
     (image,) = Images().samples(1)
     mean, std = model.data_preprocessor.mean.flatten(), model.data_preprocessor.std.flatten()
-    red = image.image[..., 2 if model.data_preprocessor._channel_conversion else 0].astype(np.float32)
+    red = image.image[..., 2 if reverses_channels(model.data_preprocessor) else 0].astype(np.float32)
     np.testing.assert_allclose(x[0, 0, :96], (red - float(mean[0])) / float(std[0]), atol=1e-5)
     assert x.shape == (1, 3, *SIZE)
     assert not x[:, :, 96:].any()
