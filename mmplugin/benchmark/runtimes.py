@@ -144,5 +144,6 @@ def _problem(side: Side, size: Size, folder: Path, error: float) -> str:
     assert file is not None
     return (
         f'{file.path(folder, size).name} in {side.mode} was not timed, because it returns other maps than PyTorch: '
-        f'largest error {error:.2g}, {TOLERANCE} allowed. If another version wrote it, remove it'
+        f'largest error {error:.2g}, {TOLERANCE} allowed. If another version of mmplugin wrote it, remove it: the next '
+        'run writes it again'
     )

@@ -86,7 +86,7 @@ def test_a_dynamic_file_equals_torch_at_sizes_that_it_was_not_traced_at(kind, st
 
 
 @pytest.mark.slow
-def test_layers_with_the_same_map_share_one_small_index(tmp_path):
+def test_layers_with_the_same_map_share_two_short_indices(tmp_path):
     arch = dict(
         ARCHS['EfficientFormerV2'], depths=(1, 1, 3, 4), attention_blocks=3, ratios=((2,), (2,), (2,) * 3, (2,) * 4)
     )

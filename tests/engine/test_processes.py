@@ -24,6 +24,7 @@ def _meet(rank: int, port: int, attempt: int) -> None:
 
 
 def test_a_restarted_process_does_not_look_for_dead_ones():
+    """A process that finds no other one, or a dead one, fails, and with it the test."""
     store = dist.TCPStore('localhost', 0, is_master=True, wait_for_workers=False)  # as torchrun keeps it
     for attempt in range(2):
         run_in_two_processes(_meet, store.port, attempt)
