@@ -243,7 +243,9 @@ def _with_noise(value: Any, noise: float, generator: torch.Generator) -> Any:
     """Add noise to a tensor, or to all tensors in tuples and lists."""
     if isinstance(value, Tensor):
         return value + noise * torch.randn(value.shape, generator=generator)
-    return type(value)(_with_noise(part, noise, generator) for part in value)
+    if isinstance(value, tuple | list):
+        return type(value)(_with_noise(part, noise, generator) for part in value)
+    return value  # heads return None for what they do not have
 
 
 def file_inputs(sample: Sample, metadata: Metadata) -> dict[str, np.ndarray]:

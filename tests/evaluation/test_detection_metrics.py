@@ -151,7 +151,7 @@ def test_evaluators_of_users_keep_working():
     ]
 
 
-def test_ap_of_two_models_is_compared_with_all_digits(scene):
+def test_all_digits_are_those_before_rounding(scene):
     path, classes, samples = scene
     for kind in _kinds():
         config = dict(type=kind, ann_file=str(path), metric='bbox')
